@@ -1,0 +1,65 @@
+"""What a number format is: a grid with few pure verbs, of which only `encode` rounds.
+
+Shape letters: n blocks, k weights in a block, b bytes of a packed block.
+
+    fit(w [n, k], importance [n, k] | None) -> scales      searches scales, already on the grid the file stores
+    encode(w [n, k], scales) -> codes [n, k]               rounds; the only lossy verb
+    decode(codes [n, k], scales) -> float32 [n, k]         bit-equal to ggml
+    pack(codes, scales) -> uint8 [n, b]                    moves bits; no float arithmetic
+    unpack(uint8 [n, b]) -> (codes, scales)                moves bits; no float arithmetic
+
+`scales` is a dict of tensors with leading dimension n, named as ggml names them (`d`, `m`, `dmin`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeslm.errors import FormatError
+
+Scales = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """A number grid. Verbs that a read-only format lacks are None (the codebook and K types can be read first)."""
+
+    name: str
+    block: int  # weights per block
+    bytes: int  # packed bytes per block
+    ggml_type: int  # value of enum ggml_type
+    decode: Callable[[Tensor, Scales], Tensor]
+    pack: Callable[[Tensor, Scales], Tensor]
+    unpack: Callable[[Tensor], tuple[Tensor, Scales]]
+    fit: Callable[..., Scales] | None = None
+    encode: Callable[[Tensor, Scales], Tensor] | None = None
+    reference: Callable[[Tensor], Tensor] | None = None  # ggml's own quantiser, byte for byte: float [n, k] -> [n, b]
+    source: str = ""
+
+    @property
+    def bits(self) -> float:
+        """Stored bits per weight, scales included."""
+        return 8 * self.bytes / self.block
+
+    def to_blocks(self, w: Tensor, name: str = "tensor") -> Tensor:
+        """[..., K] -> [n, k], float32. Raises FormatError when a row is no whole number of blocks or not finite."""
+        if w.shape[-1] % self.block:
+            raise FormatError(
+                f"{name}: rows of {w.shape[-1]} are no multiple of the {self.block}-weight blocks of {self.name}; "
+                f"give this tensor a format with a block that divides {w.shape[-1]}"
+            )
+        if not torch.isfinite(w).all():
+            raise FormatError(f"{name}: holds NaN or infinite weights, which {self.name} cannot store")
+        return w.detach().to(torch.float32).reshape(-1, self.block)
+
+    def dequantize(self, data: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Packed bytes (any shape, uint8) of a whole tensor -> float32 of `shape`."""
+        codes, scales = self.unpack(data.reshape(-1, self.bytes))
+        return self.decode(codes, scales).reshape(shape)
+
+    def row_bytes(self, columns: int) -> int:
+        return columns // self.block * self.bytes
