@@ -11,10 +11,11 @@ def _scaled(value: float, table: tuple[tuple[float, str], ...], digits: int) -> 
 
 
 def seconds(value: float) -> str:
-    """`0.0123` -> `12.3 ms`; above two minutes `3 min 20 s`."""
+    """`0.0123` -> `12.3 ms`, `1.1234` -> `1.12 s`; above two minutes `3 min 20 s`."""
     if value >= 120:
         return f"{int(value // 60)} min {int(value % 60)} s"
-    return _scaled(value, SECOND_UNITS, 1)
+    scale = next((s for s, _ in SECOND_UNITS if abs(value) >= s), SECOND_UNITS[-1][0])
+    return _scaled(value, SECOND_UNITS, max(0, 3 - len(str(int(abs(value) / scale)))))
 
 
 def byte_count(value: float) -> str:
@@ -33,4 +34,6 @@ def number(value: float, unit: str) -> str:
         return seconds(value)
     if unit == "bytes":
         return byte_count(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f} {unit if unit != '1' else ''}".strip()
     return f"{value:.3g} {unit}".strip() if unit != "1" else f"{value:.4g}"

@@ -30,19 +30,20 @@ def best_of(
 
     `store` puts a scale on the grid the file keeps; errors are judged after it, so what is chosen is what ships.
     """
-    best_error, best = None, None
-    for start in candidates:
-        for d in (start, _refine(w, start, offset, importance)):
-            stored = store(d)
-            error = _error(w, stored.float(), offset, importance)
-            if best_error is None or best is None:
-                best_error, best = error, stored
-            else:
-                better = error < best_error
-                best_error = torch.where(better, error, best_error)
-                best = torch.where(better, stored, best)
-    assert best is not None
-    return best
+    best = store(candidates[0])
+    best_error = _error(w, best.float(), offset, importance)
+    for d in candidates[1:]:
+        best, best_error = _better(w, store(d), best, best_error, offset, importance)
+    refined = store(_refine(w, best.float(), offset, importance))
+    return _better(w, refined, best, best_error, offset, importance)[0]
+
+
+def _better(
+    w: Tensor, trial: Tensor, best: Tensor, best_error: Tensor, offset: int, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    error = _error(w, trial.float(), offset, importance)
+    better = error < best_error
+    return torch.where(better, trial, best), torch.where(better, error, best_error)
 
 
 def _codes(w: Tensor, d: Tensor, offset: int) -> Tensor:

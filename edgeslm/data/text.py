@@ -1,0 +1,24 @@
+"""Plain text files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeslm.errors import DataError
+
+
+def read(path: Path) -> str:
+    """A UTF-8 file as text. Raises DataError that says where the bytes stop being UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; convert the file first (for example: iconv -t UTF-8)"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def documents(paths: list[Path], tokenizer) -> list[list[int]]:
+    """One list of token ids per file, no special tokens added."""
+    return [tokenizer(read(path), add_special_tokens=False, verbose=False)["input_ids"] for path in paths]

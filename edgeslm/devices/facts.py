@@ -1,0 +1,204 @@
+"""What a machine is: processor, memory, system, and how fast its memory answers. Never its name in a network.
+
+Everything is read below an injectable root, so a fixture tree stands in for a Raspberry Pi or a phone.
+A fact that cannot be read is left out; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+# the vector extensions that decide which kernels a runtime picks, as /proc/cpuinfo spells them: x86, then ARM
+# fmt: off
+SIMD = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
+    "avx512_vbmi", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
+)
+# fmt: on
+# ARM's /proc/cpuinfo gives numbers only: (implementer, part) -> core, from the Linux tool lscpu's public table
+ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd04"): "Cortex-A35",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x41", "0xd80"): "Cortex-A520",
+}
+BANDWIDTH_COUNTS = (
+    "the best of a numpy maximum (bytes read) and a numpy copy (bytes read plus bytes written), all cores"
+)
+BUFFER_BYTES = 512 << 20  # in all, both halves of the copy; bounded by an eighth of the memory
+
+
+def read_text(path: Path) -> str:
+    """A file's text, stripped; empty when it is not there or may not be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
+    except OSError:
+        return ""
+
+
+def facts(root: Path = Path("/"), measure: bool = True) -> dict[str, Any]:
+    """The facts dict of `Where.device`. `measure` adds the memory bandwidth (about half a second)."""
+    cpuinfo = read_text(root / "proc/cpuinfo")
+    known: dict[str, Any] = {
+        "cpu": cpu_model(cpuinfo, root),
+        "machine": platform.machine() if root == Path("/") else read_text(root / "proc/sys/kernel/arch"),
+        "cores": cores(cpuinfo, root),
+        "memory_bytes": memory_bytes(read_text(root / "proc/meminfo")),
+        "os": os_name(read_text(root / "etc/os-release")),
+        "kernel": read_text(root / "proc/sys/kernel/osrelease"),
+        "simd": simd(cpuinfo),
+        "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "last_level_cache_bytes": last_level_cache_bytes(root),
+    }
+    found = {key: value for key, value in known.items() if value}
+    found["name"] = found.get("cpu") or found.get("machine") or "an unnamed machine"
+    found["id"] = stable_id(found)
+    if measure:
+        threads = int(found.get("cores", 1))
+        found["bandwidth_bytes_per_s"] = bandwidth(threads, int(found.get("memory_bytes", 4 * BUFFER_BYTES)))
+        found["bandwidth_counts"] = BANDWIDTH_COUNTS
+    return found
+
+
+def stable_id(found: dict[str, Any]) -> str:
+    """The same for the same hardware and system, whatever its name, load or clock governor."""
+    parts = {key: found.get(key) for key in ("cpu", "machine", "cores", "memory_bytes", "os", "kernel", "simd")}
+    if parts["memory_bytes"]:  # the kernel reserves a little more or less at each boot
+        parts["memory_bytes"] = round(parts["memory_bytes"] / 2**28)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cpu_model(cpuinfo: str, root: Path) -> str:
+    """Board (where a device tree names one) and processor."""
+    fields: dict[str, list[str]] = {}
+    for line in cpuinfo.splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), []).append(value.strip())
+    cpu = next((fields[key][0] for key in ("model name", "Hardware", "cpu model", "uarch") if fields.get(key)), "")
+    if not cpu and fields.get("CPU implementer"):
+        pairs = zip(fields["CPU implementer"], fields.get("CPU part", []), strict=False)
+        names = [ARM_CORES.get(pair, f"ARM core {pair[0]}/{pair[1]}") for pair in pairs]
+        cpu = " + ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
+    tree = root / "proc/device-tree/model"
+    board = read_text(tree if tree.exists() else root / "sys/firmware/devicetree/base/model")
+    return ", ".join(part for part in (board, cpu) if part)
+
+
+def cores(cpuinfo: str, root: Path) -> int:
+    """Cores this process may use; below a fixture root, those that /proc/cpuinfo or sysfs lists."""
+    if root == Path("/") and hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    listed = sum(line.startswith("processor") for line in cpuinfo.splitlines())
+    return listed or cpu_list_count(read_text(root / "sys/devices/system/cpu/online"))
+
+
+def cpu_list_count(text: str) -> int:
+    """`0-3,6` -> 5."""
+    total = 0
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit():
+            total += (int(last) if last.isdigit() else int(first)) - int(first) + 1
+    return total
+
+
+def memory_bytes(meminfo: str) -> int:
+    for line in meminfo.splitlines():
+        parts = line.split()
+        if len(parts) >= 2 and parts[0] == "MemTotal:" and parts[1].isdigit():
+            return int(parts[1]) * 1024
+    return 0
+
+
+def os_name(os_release: str) -> str:
+    for line in os_release.splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip().strip('"')
+    return ""
+
+
+def simd(cpuinfo: str) -> list[str]:
+    """Those of SIMD that the first core has."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            present = set(value.split())
+            return [name for name in SIMD if name in present]
+    return []
+
+
+def last_level_cache_bytes(root: Path) -> int:
+    """Of the cache that core 0 sees; a model that fits into it is not held by the memory's bandwidth."""
+    best = (0, 0)
+    for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, size = read_text(index / "level"), read_text(index / "size")
+        if level.isdigit() and size[:-1].isdigit() and size[-1] in "KM":
+            best = max(best, (int(level), int(size[:-1]) * (1024 if size[-1] == "K" else 1 << 20)))
+    return best[1]
+
+
+def temperature_c(root: Path = Path("/")) -> float | None:
+    """The warmest thermal zone in degrees Celsius, None where there is no sensor."""
+    degrees = []
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        with contextlib.suppress(ValueError):
+            degrees.append(int(read_text(zone / "temp")) / 1000)
+    return max(degrees, default=None)
+
+
+def load_average(root: Path = Path("/")) -> float | None:
+    """Processes running or waiting, averaged over the last minute; None where the kernel does not say."""
+    first = read_text(root / "proc/loadavg").split(" ")[0]
+    try:
+        return float(first)
+    except ValueError:
+        return None
+
+
+def bandwidth(threads: int, memory: int, repeats: int = 3) -> float:
+    """Bytes per second that all cores together move between memory and registers; see BANDWIDTH_COUNTS.
+
+    The buffers are larger than ordinary caches; on a server with a huge shared cache the figure may be the cache's.
+    """
+    import numpy as np
+
+    words = max(1 << 18, min(BUFFER_BYTES, memory // 8) // threads // 2 // 8)
+    sources = [np.ones(words, np.int64) for _ in range(threads)]
+    targets = [np.ones(words, np.int64) for _ in range(threads)]
+
+    def best_seconds(work: Any) -> float:
+        best = float("inf")
+        for _ in range(repeats):
+            pool = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+            start = time.perf_counter()
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                thread.join()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    moved = threads * words * 8
+    read = moved / best_seconds(lambda i: sources[i].max())
+    copied = 2 * moved / best_seconds(lambda i: np.copyto(targets[i], sources[i]))
+    return float(max(read, copied))

@@ -1,0 +1,6 @@
+"""Containers a frozen student ships in. `REFUSES` says, before any work, why one cannot hold a format."""
+
+from edgeslm.export import gguf, onnx
+
+EXPORTERS = {"gguf": gguf.export, "onnx": onnx.export}
+REFUSES = {"gguf": gguf.refuses, "onnx": onnx.refuses}

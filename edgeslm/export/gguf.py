@@ -1,0 +1,151 @@
+"""GGUF file for llama.cpp and everything that embeds it: the student's codes and scales, packed as ggml packs them.
+
+Tensors are written one at a time, so memory holds one packed tensor beside the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, size_label
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from edgeslm.artifact import Artifact
+from edgeslm.errors import ExportError
+from edgeslm.export.describe import EMBEDDING, describe, majority, tokenizer_folder
+from edgeslm.export.place import put_in_place
+from edgeslm.formats import FORMATS
+from edgeslm.models.arch import ARCHS
+from edgeslm.models.gguf_vocab import metadata_from_tokenizer
+from edgeslm.quantize.frozen import Frozen, FrozenTensor
+
+METADATA_BYTES = 16 << 20  # vocabulary, merges and chat template, generously
+FILE_TYPES = {"f32": LlamaFileType.ALL_F32} | {
+    name: LlamaFileType[f"MOSTLY_{label}"]
+    for name, label in {
+        "f16": "F16",
+        "bf16": "BF16",
+        "q8_0": "Q8_0",
+        "q4_0": "Q4_0",
+        "q4_0_portable": "Q4_0",
+        "q4_1": "Q4_1",
+        "q5_0": "Q5_0",
+        "q5_1": "Q5_1",
+        "q2_k": "Q2_K",
+        "q3_k": "Q3_K_M",
+        "q4_k": "Q4_K_M",
+        "q5_k": "Q5_K_M",
+        "q6_k": "Q6_K",
+    }.items()
+}
+
+
+def refuses(format: str) -> str | None:
+    """Why a tensor of this format cannot ship as GGUF, or None: every ggml format can."""
+    return None if format in FILE_TYPES else f"GGUF has no file type for {format}; use one of {', '.join(FILE_TYPES)}"
+
+
+def export(frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | None = None) -> Artifact:
+    """Writes the file `out`. Raises ExportError when a tensor has no name in GGUF, a format no file type, or the
+    disk is full; nothing half-written stays."""
+    say = on_progress or (lambda text: None)
+    names, metadata = _names(frozen), _metadata(frozen)
+    weight_bytes = sum(_stored_bytes(t) for t in frozen.tensors.values())
+    with put_in_place(out, weight_bytes + METADATA_BYTES) as part:
+        writer = GGUFWriter(part, frozen.arch)
+        try:
+            _add_values(writer, metadata)
+            for name, tensor in frozen.tensors.items():
+                _announce(writer, names[name], tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for number, (name, tensor) in enumerate(frozen.tensors.items(), 1):
+                writer.write_tensor_data(_packed(frozen, name, tensor))
+                say(f"wrote {number} of {len(names)} tensors")
+        finally:
+            writer.close()
+    return describe(frozen, out, "gguf", weight_bytes)
+
+
+def _names(frozen: Frozen) -> dict[str, str]:
+    """transformers' names -> GGUF's; both sides must have the same tensors."""
+    for name, tensor in frozen.tensors.items():
+        reason = refuses(tensor.format)
+        if reason:
+            raise ExportError(f"{name}: {reason}")
+    names = ARCHS[frozen.arch].names(frozen.config)
+    missing = sorted(names.keys() - frozen.tensors.keys())
+    unknown = sorted(frozen.tensors.keys() - names.keys())
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which {frozen.arch} does not know"
+        raise ExportError(f"{frozen.name} {what}; its config and its tensors do not belong together")
+    return names
+
+
+def _stored_format(tensor: FrozenTensor) -> str:
+    """llama.cpp wants one-dimensional tensors (norms, biases) in float32."""
+    return "f32" if len(tensor.shape) == 1 else tensor.format
+
+
+def _stored_bytes(tensor: FrozenTensor) -> int:
+    return 4 * tensor.codes.numel() if len(tensor.shape) == 1 else tensor.bytes
+
+
+def _announce(writer: GGUFWriter, name: str, tensor: FrozenTensor) -> None:
+    dtype = GGMLQuantizationType(FORMATS[_stored_format(tensor)].ggml_type)
+    # the writer derives shapes from bytes only for uint8; given the weights' own shape any other dtype passes as it is
+    writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), _stored_bytes(tensor), raw_dtype=dtype)
+
+
+def _packed(frozen: Frozen, name: str, tensor: FrozenTensor) -> NDArray[Any]:
+    """The bytes ggml reads, in the exported row order. Integers are moved, nothing is rounded again."""
+    if len(tensor.shape) == 1:
+        rows = tensor.decode().reshape(tensor.shape[0], 1)
+    else:
+        form = FORMATS[tensor.format]
+        rows = form.pack(tensor.codes, tensor.scales).reshape(tensor.shape[0], -1)
+    order = ARCHS[frozen.arch].row_order(name, frozen.config)
+    return (rows if order is None else rows[order]).contiguous().numpy()
+
+
+def _metadata(frozen: Frozen) -> dict[str, Any]:
+    """Keys of general.*, the architecture, the tokenizer, and ours under edgeslm.*"""
+    parameters = frozen.parameters
+    general: dict[str, Any] = {
+        "general.type": "model",
+        "general.name": frozen.name,
+        "general.size_label": size_label(parameters, parameters, 0, 0),
+        "general.file_type": int(FILE_TYPES[majority(frozen)]),
+        "general.quantization_version": GGML_QUANT_VERSION,
+    }
+    if licence := frozen.metadata.get("license"):
+        general["general.license"] = licence
+    if base := frozen.metadata.get("base_model"):
+        general |= {"general.base_model.count": 1, "general.base_model.0.name": base}
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(frozen))
+    vocabulary = metadata_from_tokenizer(tokenizer, frozen.tensors[EMBEDDING].shape[0])
+    ours = {f"edgeslm.{key}": value for key, value in frozen.metadata.items()}
+    return general | ARCHS[frozen.arch].metadata(frozen.config) | vocabulary | ours
+
+
+def _add_values(writer: GGUFWriter, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if value is None or value in ("", []):  # GGUF has no empty arrays, and an absent key says the same
+            continue
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            (writer.add_uint32 if value >= 0 else writer.add_int32)(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list | tuple):
+            writer.add_key_value(key, list(value), GGUFValueType.ARRAY)
+        else:
+            raise ExportError(f"metadata key {key} has a value of type {type(value).__name__}, which GGUF cannot store")

@@ -1,0 +1,138 @@
+"""ONNX folder for onnxruntime and onnxruntime-genai, holding the student's own integer codes.
+
+OUT/model.onnx         graph (opset and operators from onnxruntime-genai's model builder, see onnx_graph.py)
+OUT/model.onnx.data    every weight, in one file that can be mapped
+OUT/genai_config.json  and the tokenizer files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from edgeslm import __version__
+from edgeslm.artifact import Artifact
+from edgeslm.errors import ExportError
+from edgeslm.export import onnx_graph
+from edgeslm.export.describe import describe, is_planned, tokenizer_folder
+from edgeslm.export.onnx_weights import GRIDS, DataFile, Filler, metadata
+from edgeslm.export.place import put_in_place
+from edgeslm.formats import FORMATS
+from edgeslm.quantize.frozen import Frozen
+
+MODEL = "model.onnx"
+BUILDER_TIMEOUT_S = 900
+OTHER_BYTES = 32 << 20  # graph, rotary tables and tokenizer files, generously
+FLOATS = ("f32", "f16", "bf16")
+
+Holding = Literal["exact", "larger", "refused"]
+
+
+def holds(format: str) -> Holding:
+    """How the container keeps a format: "exact" in as few code bits, "larger" with the same values, or "refused"."""
+    if format in ("f16", "bf16", "q5_0"):
+        return "larger"
+    return "exact" if format in GRIDS or format == "f32" else "refused"
+
+
+def refuses(format: str) -> str | None:
+    """Why a tensor of this format cannot ship as ONNX, or None when it can."""
+    if holds(format) != "refused":
+        return None
+    able = ", ".join([*GRIDS, *FLOATS])
+    return (
+        f"onnxruntime's block product is (q - zero) * scale in one bit width, which cannot hold {format} exactly; "
+        f"use one of {able} for an ONNX export, or export to gguf"
+    )
+
+
+def export(
+    frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | None = None, accuracy_level: int = 0
+) -> Artifact:
+    """Writes the folder `out`. `accuracy_level` goes to every MatMulNBits: 0 keeps activations in float32, 4 lets
+    the kernel quantise them to int8 (faster where the processor has integer dot products, less close to training).
+
+    Raises ExportError when a format cannot be held exactly, when the builder fails, or when the disk is full.
+    """
+    say = on_progress or (lambda text: None)
+    _refuse(frozen, accuracy_level)
+    with put_in_place(out, _bytes(frozen)) as part:
+        part.mkdir()
+        say("building the graph")
+        _build_graph(frozen, part)
+        graph_file = part / onnx_graph.GRAPH
+        model = onnx.load(graph_file, load_external_data=False)
+        graph_file.unlink()
+        say("writing weights")
+        with (part / f"{MODEL}.data").open("wb") as file:
+            data = DataFile(file, f"{MODEL}.data")
+            Filler(frozen, data, accuracy_level).fill(model.graph)
+        model.producer_name, model.producer_version = "edgeslm", __version__
+        onnx.helper.set_model_props(model, metadata(frozen))
+        (part / MODEL).write_bytes(model.SerializeToString())
+    say(f"wrote {out.name}")
+    return describe(frozen, out, "onnx", data.weight_bytes, _note(frozen, accuracy_level))
+
+
+def _note(frozen: Frozen, accuracy_level: int) -> str:
+    return f"accuracy_level {accuracy_level}" if any(map(is_planned, frozen.tensors.values())) else ""
+
+
+def _refuse(frozen: Frozen, accuracy_level: int) -> None:
+    if accuracy_level not in (0, 1, 4):
+        raise ExportError(f"accuracy_level {accuracy_level} is none of 0 and 1 (float32) and 4 (int8 activations)")
+    for name, tensor in frozen.tensors.items():
+        reason = refuses(tensor.format)
+        if reason:
+            raise ExportError(f"{name}: {reason}")
+        if is_planned(tensor) and len(tensor.shape) != 2:
+            raise ExportError(f"{name}: {tensor.format} needs a matrix, this tensor has {len(tensor.shape)} dimension")
+
+
+def _bytes(frozen: Frozen) -> int:
+    total = OTHER_BYTES
+    for tensor in frozen.tensors.values():
+        weights = tensor.codes.numel()
+        if tensor.format in GRIDS:
+            total += weights * GRIDS[tensor.format].bits // 8 + 4 * weights // FORMATS[tensor.format].block
+        else:
+            total += 4 * weights
+    return total
+
+
+def _build_graph(frozen: Frozen, out: Path) -> None:
+    """Runs onnx_graph.py in a process of its own: the builder prints, edits sys.path and imports much."""
+    with tempfile.TemporaryDirectory(prefix="edgeslm-") as folder:
+        source = Path(folder) / "model"
+        shutil.copytree(tokenizer_folder(frozen), source)
+        (source / "config.json").write_text(json.dumps(_config(frozen)), encoding="utf-8")
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # -P: this folder must not be on the program's path, where onnx.py would hide the onnx package
+        command = [sys.executable, "-P", onnx_graph.__file__, str(source), str(out.resolve())]
+        try:
+            done = subprocess.run(
+                command, env=environment, cwd=folder, capture_output=True, text=True, timeout=BUILDER_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(f"onnxruntime-genai's model builder took over {BUILDER_TIMEOUT_S} s") from error
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise ExportError(f"onnxruntime-genai's model builder failed for {frozen.arch}: {last}")
+
+
+def _config(frozen: Frozen) -> dict[str, Any]:
+    """config.json for the builder; what says how the teacher was stored must not steer it."""
+    drop = ("_name_or_path", "quantization_config", "transformers_version")
+    config = {k: v for k, v in frozen.config.items() if k not in drop}
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]
+    return config | {"architectures": [architecture], "dtype": "float32"}

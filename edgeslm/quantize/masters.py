@@ -1,0 +1,141 @@
+"""Training on a grid: float32 masters and scales belong to the step, modules hold decoded grid values.
+
+Forward and backward see plain transformers modules whose weight is `decode(encode(master, s), s)` (cast to the compute
+dtype). The straight-through gradient (Bengio et al., arXiv:1308.3432) is the module's own gradient: a hook moves it to
+the master as float32 while the backward pass is still running, so low-precision gradients of all weights never lie in
+memory together and micro-batches add up in float32. Tied tensors are one parameter and stay one master.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from edgeslm.errors import FormatError
+from edgeslm.formats import FORMATS
+from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.quantize.plan import FLOATS
+
+SLICE_WEIGHTS = 1 << 19  # 2 MB of float32: master, codes and result of a slice stay in a core's cache
+
+
+@dataclass
+class Master:
+    """One trained tensor. `weight` is the module's parameter, `value` the float32 truth behind it."""
+
+    name: str
+    weight: nn.Parameter
+    value: nn.Parameter
+    format: BlockFormat
+    scales: Scales = field(default_factory=dict)
+
+    @property
+    def on_grid(self) -> bool:
+        return self.format.name not in FLOATS
+
+    def fit(self, importance: Tensor | None = None) -> None:
+        """Searches the scales anew, slice by slice."""
+        assert self.format.fit is not None
+        blocks = self._blocks()
+        parts = [self.format.fit(blocks[part]) for part in self._slices(blocks)]
+        self.scales = {key: torch.cat([p[key] for p in parts]) for key in parts[0]} if parts[0] else {}
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """weight <- decode(encode(value)) on the grid, with the scales as they are."""
+        assert self.format.encode is not None
+        blocks, out = self._blocks(), self.weight.data.view(-1, self.format.block)
+        for part in self._slices(blocks):
+            scales = {key: value[part] for key, value in self.scales.items()}
+            out[part] = self.format.decode(self.format.encode(blocks[part], scales), scales)
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """weight <- value, no grid."""
+        self.weight.data.copy_(self.value.data)
+
+    def codes(self) -> Tensor:
+        """The integers [n, k] that ship, from the scales as they are."""
+        assert self.format.encode is not None
+        blocks = self._blocks()
+        cut = [{k: v[p] for k, v in self.scales.items()} for p in self._slices(blocks)]
+        return torch.cat([self.format.encode(blocks[p], s) for p, s in zip(self._slices(blocks), cut, strict=True)])
+
+    def _blocks(self) -> Tensor:
+        return self.value.data.view(-1, self.format.block)
+
+    def _slices(self, blocks: Tensor) -> list[slice]:
+        step = max(1, SLICE_WEIGHTS // self.format.block)
+        return [slice(at, at + step) for at in range(0, blocks.shape[0], step)]
+
+
+class Masters:
+    """All masters of a student, in the order of its parameters."""
+
+    def __init__(self, items: Iterable[Master]):
+        self.items = list(items)
+        for master in self.items:
+            master.weight.register_post_accumulate_grad_hook(_mover(master))
+
+    def __iter__(self) -> Iterable[Master]:
+        return iter(self.items)
+
+    def set_weights(self, *, grid: bool, refit: bool) -> None:
+        """Decodes every weight anew after an optimiser step. `refit` also searches the scales anew."""
+        for master in self.items:
+            if grid and master.on_grid:
+                if refit or not master.scales:
+                    master.fit()
+                master.project()
+            else:
+                master.copy()
+
+    def state(self) -> dict[str, Tensor]:
+        """Flat tensors for a checkpoint: values and scales."""
+        flat = {f"master|{m.name}": m.value.data for m in self.items}
+        for m in self.items:
+            flat.update({f"scale|{m.name}|{key}": value for key, value in m.scales.items()})
+        return flat
+
+    def load_state(self, flat: Mapping[str, Tensor]) -> None:
+        by_name = {m.name: m for m in self.items}
+        for key, tensor in flat.items():
+            kind, _, rest = key.partition("|")
+            if kind == "master":
+                by_name[rest].value.data.copy_(tensor)
+            elif kind == "scale":
+                name, _, scale = rest.rpartition("|")
+                by_name[name].scales[scale] = tensor.to(by_name[name].value.device)
+
+
+def _mover(master: Master):
+    def move(weight: Tensor) -> None:
+        grad, weight.grad = weight.grad, None
+        if grad is None:
+            return
+        if master.value.grad is None:
+            master.value.grad = grad.float()
+        else:
+            master.value.grad.add_(grad)
+
+    return move
+
+
+def attach(model: nn.Module, assigned: Mapping[str, str], dtype: torch.dtype) -> Masters:
+    """Gives every parameter of `model` a float32 master and casts the module's own weights to `dtype`.
+
+    Buffers keep their type (rotary frequencies lose their meaning in bfloat16). Raises FormatError for a weight that
+    is not finite.
+    """
+    items = []
+    for name, weight in model.named_parameters():
+        value = weight.detach().to(torch.float32)
+        if not torch.isfinite(value).all():
+            raise FormatError(f"{name}: holds NaN or infinite weights; the teacher's file is damaged or overflowed")
+        value = value.clone() if value.data_ptr() == weight.data_ptr() else value
+        weight.data = weight.data.to(dtype)
+        items.append(Master(name, weight, nn.Parameter(value), FORMATS[assigned[name]]))
+    return Masters(items)

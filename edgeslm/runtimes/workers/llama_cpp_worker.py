@@ -1,0 +1,159 @@
+"""Runs a GGUF file with llama.cpp, through llama-cpp-python's low-level functions.
+
+Job fields besides the task's: model, threads, context, kv ("f16" or "f32"), flash_attention ("auto", "on", "off"),
+use_extra_bufts (false switches the repacked kernels off, where they crash). The file is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from common import Desk, JobError, main
+from tasks import TASKS
+
+FLASH = {"auto": -1, "off": 0, "on": 1}
+GGML_TYPES = {"f32": 0, "f16": 1}
+WARN, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level
+BATCH = 512  # ids decoded at once, llama.cpp's default physical batch
+
+
+class Engine:
+    def __init__(self, desk: Desk):
+        job = desk.job
+        if job["task"] != "bench":  # untimed work shares its cores politely; a timed run waits as llama.cpp does
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from llama_cpp import llama_cpp as api
+
+        self.api = api
+        self._quiet()
+        start = time.perf_counter()
+        api.llama_backend_init()
+        self.model = self._load(job)
+        self.context = int(job["context"])
+        self.ctx = self._context(job)
+        self.load_s = time.perf_counter() - start
+        self.memory = api.llama_get_memory(self.ctx)
+        self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
+        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.length = 0
+        self.info = self._info(job)
+
+    def _quiet(self) -> None:
+        """Keep llama.cpp's last warnings and errors for error sentences; say nothing else."""
+        self.complaints: deque[str] = deque(maxlen=20)
+        last = [0]
+
+        def log(level: int, text: bytes, _: Any) -> None:
+            last[0] = last[0] if level == CONTINUED else level
+            line = text.decode("utf-8", "replace").strip()
+            if last[0] in (WARN, ERROR) and line:
+                self.complaints.append(line)
+                if last[0] == ERROR:
+                    print(line, file=sys.stderr, flush=True)
+
+        self._log = self.api.llama_log_callback(log)  # kept: ctypes would free it
+        self.api.llama_log_set(self._log, ctypes.c_void_p(0))
+
+    def _load(self, job: dict[str, Any]) -> Any:
+        params = self.api.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.load_mode = self.api.LLAMA_LOAD_MODE_MMAP
+        params.use_extra_bufts = bool(job.get("use_extra_bufts", True))
+        model = self.api.llama_model_load_from_file(str(job["model"]).encode(), params)
+        if not model:
+            raise JobError(f"llama.cpp cannot load {job['name']}: {self._complaint()}")
+        return model
+
+    def _context(self, job: dict[str, Any]) -> Any:
+        params = self.api.llama_context_default_params()
+        params.n_ctx = self.context
+        params.n_batch = params.n_ubatch = min(BATCH, self.context)
+        params.n_threads = params.n_threads_batch = int(job["threads"])
+        params.flash_attn_type = FLASH[job.get("flash_attention", "auto")]
+        params.type_k = params.type_v = GGML_TYPES[job.get("kv", "f16")]
+        if job["task"] == "score":  # a whole window's logits at once
+            params.n_outputs_max = params.n_outputs_max_per_seq = params.n_batch
+        params.offload_kqv = params.op_offload = False
+        ctx = self.api.llama_init_from_model(self.model, params)
+        if not ctx:
+            raise JobError(f"llama.cpp cannot make a context of {self.context} for {job['name']}: {self._complaint()}")
+        return ctx
+
+    def _complaint(self) -> str:
+        return self.complaints[-1] if self.complaints else "no reason given"
+
+    def _info(self, job: dict[str, Any]) -> dict[str, Any]:
+        api = self.api
+        heads = max(1, api.llama_model_n_head(self.model))
+        return {
+            "runtime": "llama.cpp",
+            "version": f"{api.llama_version().decode()} (llama-cpp-python {version('llama_cpp_python')})",
+            "features": [
+                item.split("=")[0].strip().removeprefix("CPU :").strip()
+                for item in api.llama_print_system_info().decode().split("|")
+                if item.strip().endswith("= 1")
+            ],
+            "threads": int(job["threads"]),
+            "context": self.context,
+            "kv": job.get("kv", "f16"),
+            "flash_attention": job.get("flash_attention", "auto"),
+            "mmap": True,
+            "use_extra_bufts": bool(job.get("use_extra_bufts", True)),
+            "layers": int(api.llama_model_n_layer(self.model)),
+            "kv_heads": int(api.llama_model_n_head_kv(self.model)),
+            "head_dim": int(api.llama_model_n_embd(self.model)) // heads,
+            "kv_element_bytes": 4 if job.get("kv") == "f32" else 2,
+            "vocabulary": self.vocabulary,
+        }
+
+    def _decode(self, ids: list[int], wanted_from: int) -> np.ndarray:
+        """Append up to BATCH ids -> float32 [m, V] logits of those from `wanted_from` on, valid till the next call."""
+        batch, count = self.batch, len(ids)
+        if self.length + count > self.context:
+            raise JobError(f"{self.length + count} ids do not fit the context of {self.context}")
+        batch.n_tokens = count
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, self.length + i, 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = i >= wanted_from
+        status = self.api.llama_decode(self.ctx, batch)
+        if status != 0:
+            raise JobError(f"llama.cpp stopped with status {status}: {self._complaint()}")
+        self.length += count
+        rows = count - max(0, wanted_from)
+        if rows <= 0:
+            return np.empty((0, self.vocabulary), np.float32)
+        pointer = self.api.llama_get_logits(self.ctx)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self.vocabulary))
+
+    def score(self, ids: list[int], first: int) -> Iterator[np.ndarray]:
+        self.keep(0)
+        for start in range(0, len(ids), BATCH):
+            rows = self._decode(ids[start : start + BATCH], max(0, first - start))
+            if len(rows):
+                yield rows
+
+    def feed(self, ids: list[int]) -> np.ndarray:
+        for start in range(0, len(ids), BATCH):
+            piece = ids[start : start + BATCH]
+            rows = self._decode(piece, len(piece) - 1 if start + BATCH >= len(ids) else len(piece))
+        return rows[-1]
+
+    def keep(self, n: int) -> None:
+        if n == 0:
+            self.api.llama_memory_clear(self.memory, False)
+        elif n < self.length and not self.api.llama_memory_seq_rm(self.memory, 0, n, -1):
+            raise JobError("llama.cpp could not cut the sequence back")
+        self.length = min(n, self.length)
+
+
+if __name__ == "__main__":
+    main(Engine, TASKS)

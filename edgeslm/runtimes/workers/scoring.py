@@ -1,0 +1,131 @@
+"""Score token windows: negative log-likelihood per token, and the distance from a reference's distribution.
+
+Letters: T scored tokens of all windows, V vocabulary. Numbers are nats, accumulated in float64.
+
+A window is a list of ids. Of its logits only those at positions `score_from` .. len - 2 are scored, each against the
+next id (llama.cpp's perplexity rule: the second half of each window, so that every scored token has context).
+Standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Desk, JobError
+
+ROWS = 8  # rows of the vocabulary handled at once: float64 copies stay inside a core's cache
+
+
+def log_probs(logits: np.ndarray) -> np.ndarray:
+    """float [m, V] -> float64 [m, V]; the logarithm of the softmax, shifted by the maximum."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def divergence(reference: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """KL(reference || student) in nats, [m, V] log-probabilities twice -> [m].
+
+    Summed as p (log p - log q) + q - p, whose every term is >= 0, so rounding cannot make it negative and equal
+    inputs give exactly 0; the added terms cancel because both sides sum to one.
+    """
+    p, q = np.exp(reference), np.exp(student)
+    terms = reference - student
+    terms *= p
+    terms += q
+    terms -= p
+    return np.maximum(terms.sum(axis=-1), 0.0)
+
+
+class Scorer:
+    """Takes logits row block by row block, in the order of the windows; keeps what the job asked for."""
+
+    def __init__(self, desk: Desk, tokens: int, vocabulary: int):
+        job = desk.job
+        self.desk = desk
+        self.nll = np.zeros(tokens)
+        self.at = 0
+        self.out: np.ndarray | None = None
+        self.reference: np.ndarray | None = None
+        if job.get("reference_out"):
+            # as it is a scratch file of this job, a half-written one is never read: the parent renames nothing
+            self.out = np.lib.format.open_memmap(
+                desk.folder / job["reference_out"], mode="w+", dtype=np.float32, shape=(tokens, vocabulary)
+            )
+        if job.get("reference_in"):
+            self.reference = open_reference(Path(job["reference_in"]), tokens, vocabulary)
+            self.kl, self.reference_nll = np.zeros(tokens), np.zeros(tokens)
+            self.match = np.zeros(tokens, np.uint8)
+
+    def take(self, logits: np.ndarray, targets: list[int]) -> None:
+        """logits [m, V] and the m ids that followed."""
+        for start in range(0, len(targets), ROWS):
+            wanted = np.asarray(targets[start : start + ROWS], np.int64)
+            rows = log_probs(logits[start : start + ROWS])
+            if not np.isfinite(rows).all():
+                raise JobError("the model's logits hold NaN or infinity; the file is damaged or overflows its format")
+            single = rows.astype(np.float32)  # what a reference file stores; both sides are compared in this precision
+            here = slice(self.at, self.at + len(wanted))
+            index = np.arange(len(wanted))
+            self.nll[here] = -rows[index, wanted]
+            if self.out is not None:
+                self.out[here] = single
+            if self.reference is not None:
+                reference = np.asarray(self.reference[here], np.float64)
+                self.kl[here] = divergence(reference, single.astype(np.float64))
+                self.match[here] = reference.argmax(axis=-1) == single.argmax(axis=-1)
+                self.reference_nll[here] = -reference[index, wanted]
+            self.at += len(wanted)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the arrays beside the job and return their names and means."""
+        arrays = {"nll": self.nll}
+        if self.out is not None:
+            self.out.flush()
+        if self.reference is not None:
+            arrays |= {"kl": self.kl, "top1_match": self.match, "reference_nll": self.reference_nll}
+        for name, values in arrays.items():
+            self.desk.save_array(f"{name}.npy", values)
+        means = {name: float(values.mean()) for name, values in arrays.items()}
+        return {"tokens": self.at, "arrays": {name: f"{name}.npy" for name in arrays}, "means": means}
+
+
+def open_reference(path: Path, tokens: int, vocabulary: int) -> np.ndarray:
+    """Memory-map a reference's log-probabilities, float32 [T, V]. Raises JobError when it is of another shape."""
+    reference = np.load(path, mmap_mode="r", allow_pickle=False)
+    if reference.dtype != np.float32 or reference.shape != (tokens, vocabulary):
+        raise JobError(
+            f"the reference holds {reference.dtype} {list(reference.shape)}, this model gives float32 "
+            f"{[tokens, vocabulary]}: both must have the same vocabulary and score the same windows"
+        )
+    return reference
+
+
+def check_windows(windows: list[list[int]], score_from: int, vocabulary: int) -> int:
+    """How many tokens will be scored. Raises JobError for windows that leave nothing to score or unknown ids."""
+    for number, window in enumerate(windows):
+        if len(window) < score_from + 2:
+            raise JobError(f"window {number} has {len(window)} ids, scoring from {score_from} needs {score_from + 2}")
+        if min(window) < 0 or max(window) >= vocabulary:
+            raise JobError(f"window {number} holds an id outside the model's vocabulary of {vocabulary}")
+    if not windows:
+        raise JobError("no window to score; give text of at least one context length")
+    return sum(len(window) - 1 - score_from for window in windows)
+
+
+def score(open_engine: Any, desk: Desk) -> dict[str, Any]:
+    """The task `score`; see the module's text. Result: arrays nll, kl, top1_match, reference_nll, each [T]."""
+    engine = open_engine(desk)
+    windows, first = desk.job["windows"], int(desk.job["score_from"])
+    tokens = check_windows(windows, first, engine.vocabulary)
+    scorer = Scorer(desk, tokens, engine.vocabulary)
+    for number, window in enumerate(windows):
+        at = first
+        for rows in engine.score(window[:-1], first):
+            scorer.take(rows, window[at + 1 : at + 1 + len(rows)])
+            at += len(rows)
+        desk.progress(number + 1, len(windows))
+    return {"engine": engine.info, **scorer.finish()}

@@ -1,0 +1,211 @@
+"""The tasks a worker can do, written once for every runtime. An engine (one for each worker) offers:
+
+    load_s        seconds from the call to a model that can run, interpreter start and imports apart
+    vocabulary    V
+    info          plain data: runtime, version, threads, cache type, layers, ...
+    score(ids, first)  yields float [m, V] logits of positions first .. len(ids) - 1 of a fresh sequence
+    feed(ids)     appends ids to the sequence -> float [V] logits of the last position
+    keep(n)       cuts the sequence back to its first n ids
+
+Times are taken with a monotonic clock on the device. Standard library and numpy only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from common import Desk, JobError, MemoryWatch, memory, read_counters
+from scoring import score
+
+Open = Callable[[Desk], Any]
+
+
+def sampler(spec: dict[str, Any]) -> Callable[[np.ndarray], int]:
+    """temperature 0 is greedy; otherwise top_k (0 = all), then top_p, then a draw from PCG64(seed): the same ids for
+    the same logits in every runtime."""
+    temperature = float(spec.get("temperature", 0.0))
+    top_k, top_p = int(spec.get("top_k", 0)), float(spec.get("top_p", 1.0))
+    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise JobError("sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+    if temperature == 0:
+        return lambda logits: int(np.argmax(logits))
+    generator = np.random.Generator(np.random.PCG64(int(spec.get("seed", 0))))
+
+    def draw(logits: np.ndarray) -> int:
+        scaled = logits.astype(np.float64) / temperature
+        order = np.argsort(-scaled, kind="stable")[: top_k or None]
+        kept = np.exp(scaled[order] - scaled[order[0]])
+        kept /= kept.sum()
+        enough = int(np.searchsorted(np.cumsum(kept), top_p)) + 1 if top_p < 1 else len(kept)
+        cumulative = np.cumsum(kept[:enough])
+        at = int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+        return int(order[min(at, len(cumulative) - 1)])
+
+    return draw
+
+
+def one_run(engine: Any, prompt: list[int], new_tokens: int, rails: list[str]) -> dict[str, Any]:
+    """Prefill and decode once from an empty sequence, greedily, ignoring end marks. Seconds; CPU seconds of the whole
+    process; the rails' counters before and after the decode phase."""
+    engine.keep(0)
+    start = time.perf_counter()
+    logits = engine.feed(prompt)
+    prefilled = time.perf_counter()
+    token = int(np.argmax(logits))
+    first = time.perf_counter()
+    latencies = []
+    counters, cpu = read_counters(rails), time.process_time()
+    before = time.perf_counter()
+    for _ in range(new_tokens):
+        begin = time.perf_counter()
+        token = int(np.argmax(engine.feed([token])))
+        latencies.append(time.perf_counter() - begin)
+    decode_s = time.perf_counter() - before
+    return {
+        "prefill_s": prefilled - start,
+        "time_to_first_token_s": first - start,
+        "decode_s": decode_s,
+        "token_latency_s": latencies,
+        "decode_cpu_s": time.process_time() - cpu,
+        "rails": [counters, read_counters(rails)],
+    }
+
+
+def bench(open_engine: Open, desk: Desk) -> dict[str, Any]:
+    """The task `bench`, one fresh process: load, warm-ups (memory is sampled there), timed runs.
+
+    Between timed runs memory is read once; VmHWM is read at the end.
+    """
+    job = desk.job
+    before_load = memory()
+    engine = open_engine(desk)
+    prompt, new_tokens = job["prompt"], int(job["new_tokens"])
+    if not prompt or min(prompt) < 0 or max(prompt) >= engine.vocabulary or new_tokens < 1:
+        raise JobError(f"the prompt must hold ids below {engine.vocabulary} and new_tokens must be at least 1")
+    rails = job.get("rails", [])
+    samples = [memory()]
+    warmups, runs = [], []
+    total = int(job["warmups"]) + int(job["repeats"])
+    for _ in range(int(job["warmups"])):
+        with MemoryWatch(samples):
+            warmups.append(one_run(engine, prompt, new_tokens, rails))
+        desk.progress(len(warmups), total)
+    for _ in range(int(job["repeats"])):
+        runs.append(one_run(engine, prompt, new_tokens, rails))
+        samples.append(memory())
+        desk.progress(len(warmups) + len(runs), total)
+    return {
+        "engine": engine.info,
+        "load_s": engine.load_s,
+        "prompt_tokens": len(prompt),
+        "new_tokens": new_tokens,
+        "warmups": warmups,
+        "runs": runs,
+        "memory": {"before_load": before_load, "samples": samples},
+    }
+
+
+def stream(
+    engine: Any, held: list[int], ids: list[int], request: dict[str, Any], on_id: Callable[[int], None]
+) -> dict[str, Any]:
+    """Continue `ids`; `held` is what the engine's sequence holds and is brought up to date, its common prefix reused.
+
+    The stop id is counted as generated but not handed on.
+    """
+    if not ids or min(ids) < 0 or max(ids) >= engine.vocabulary:
+        raise JobError(f"a prompt must hold at least one id, all below the vocabulary of {engine.vocabulary}")
+    pick = sampler(request.get("sampling", {}))
+    stop = set(request.get("stop", []))
+    room = engine.context - len(ids)
+    if room < 1:
+        raise JobError(f"{len(ids)} prompt ids leave no room in the context of {engine.context}")
+    limit = min(int(request["max_new"]), room)
+    shared = common_prefix(held, ids[:-1])  # at least one id is fed, for its logits
+    start = time.perf_counter()
+    engine.keep(shared)
+    logits = engine.feed(ids[shared:])
+    held[:] = ids
+    prefill_s = time.perf_counter() - start
+    count, ended = 0, "length"
+    first_s = None
+    while count < limit:
+        token = pick(logits)
+        count += 1
+        first_s = first_s if first_s is not None else time.perf_counter() - start
+        if token in stop:
+            ended = "stop"
+            break
+        on_id(token)
+        if count < limit:
+            logits = engine.feed([token])
+            held.append(token)
+    total_s = time.perf_counter() - start
+    return {
+        "tokens": count,
+        "ended": ended,
+        "prompt_tokens": len(ids),
+        "reused_tokens": shared,
+        "prefill_s": prefill_s,
+        "time_to_first_token_s": first_s,
+        "decode_s": total_s - prefill_s,
+    }
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the longest shared beginning."""
+    length = 0
+    for left, right in zip(a, b, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length
+
+
+def generate(open_engine: Open, desk: Desk) -> dict[str, Any]:
+    """The task `generate`: continue each of `prompts`; every prompt starts the sampler anew from its seed."""
+    engine = open_engine(desk)
+    answers: list[dict[str, Any]] = []
+    held: list[int] = []
+    for prompt in desk.job["prompts"]:
+        ids: list[int] = []
+        timings = stream(engine, held, prompt, desk.job, ids.append)
+        answers.append({"ids": ids, **timings})
+        desk.progress(len(answers), len(desk.job["prompts"]))
+    return {"engine": engine.info, "answers": answers}
+
+
+def serve(open_engine: Open, desk: Desk) -> dict[str, Any]:
+    """The task `serve`: requests as stdin lines `{"ids", "max_new", "sampling", "stop"}`; a line `{"id"}` for each
+    token as it comes, then `{"done": true, ...timings}`; one that cannot be done gives `{"done": true, "error"}`."""
+    engine = open_engine(desk)
+    desk.say({"ready": True, "load_s": engine.load_s, "engine": engine.info})
+    held: list[int] = []
+    turns = 0
+    for request in requests(desk):
+        try:
+            timings = stream(engine, held, request["ids"], request, lambda token: desk.say({"id": token}))
+        except JobError as error:
+            desk.say({"done": True, "error": str(error)})
+            continue
+        turns += 1
+        desk.say({"done": True, **timings})
+    return {"engine": engine.info, "turns": turns}
+
+
+def requests(desk: Desk) -> Iterator[dict[str, Any]]:
+    for line in desk.lines():
+        if not isinstance(line, dict) or not isinstance(line.get("ids"), list) or "max_new" not in line:
+            desk.say({"done": True, "error": 'a request is a JSON object with "ids" and "max_new"'})
+            continue
+        yield line
+
+
+TASKS: dict[str, Callable[[Open, Desk], dict[str, Any]]] = {
+    "score": score,
+    "bench": bench,
+    "generate": generate,
+    "serve": serve,
+}

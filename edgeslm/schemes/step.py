@@ -1,0 +1,116 @@
+"""The one optimiser step: every scheme is a loop around it.
+
+Shape letters: B rows, T positions, N = B (T - 1) predictions, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeslm.errors import EdgeSLMError
+from edgeslm.quantize.masters import Masters
+from edgeslm.schemes.head_loss import HeadInput, head_loss
+from edgeslm.schemes.objective import Objective
+from edgeslm.teachers.base import Signals
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one optimiser step. `mask[b, t]` says whether token t counts as a target (position 0 never does)."""
+
+    ids: Tensor  # [B, T] int64
+    mask: Tensor  # [B, T] float32
+    row_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    micro_rows: int
+    clip: float
+    weight_decay: float
+    betas: tuple[float, float]
+    refit_every: int
+
+
+@dataclass(frozen=True)
+class StepLog:
+    loss: float
+    terms: dict[str, float]
+    grad_norm: float
+
+
+class Diverged(EdgeSLMError):
+    """The loss became NaN or infinite."""
+
+
+class Step:
+    """Holds the optimiser; `__call__` takes a batch and a learning rate and leaves new weights in the module."""
+
+    def __init__(self, model: nn.Module, masters: Masters, objective: Objective, settings: StepSettings):
+        self.model, self.masters, self.objective, self.settings = model, masters, objective, settings
+        matrices = [m.value for m in masters.items if m.value.dim() > 1]
+        vectors = [m.value for m in masters.items if m.value.dim() == 1]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
+        self.parameters = matrices + vectors
+
+    def __call__(
+        self, batch: Batch, teacher: Callable[[Tensor], Signals] | None, *, lr: float, grid: bool, index: int
+    ) -> StepLog:
+        """One update. `index` is the number of updates done; scales are refitted every `refit_every` of them.
+        `grid` says whether the weights left in the module lie on the plan's grid."""
+        count = float(batch.mask[:, 1:].sum())
+        total, sums = 0.0, torch.zeros(len(self.objective.terms), dtype=torch.float64)
+        for at in range(0, batch.ids.shape[0], self.settings.micro_rows):
+            part = slice(at, at + self.settings.micro_rows)
+            loss, terms = self._forward(batch.ids[part], batch.mask[part], teacher, count)
+            loss.backward()
+            total += float(loss.detach())
+            sums += terms.cpu()
+        if not math.isfinite(total):
+            raise Diverged(f"the loss is {total} at step {index}; lower distill.train.lr or look at the data")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.masters.set_weights(grid=grid, refit=(index + 1) % self.settings.refit_every == 0)
+        names = [t.name for t in self.objective.terms]
+        return StepLog(total, dict(zip(names, sums.tolist(), strict=True)), float(norm))
+
+    def _forward(
+        self, ids: Tensor, mask: Tensor, teacher: Callable[[Tensor], Signals] | None, count: float
+    ) -> tuple[Tensor, Tensor]:
+        signals = teacher(ids) if teacher is not None and self.objective.needs_teacher else None
+        hidden = hidden_states(self.model, ids)
+        batch = HeadInput(
+            targets=ids[:, 1:].reshape(-1),
+            mask=mask[:, 1:].reshape(-1),
+            count=count,
+            teacher_hidden=None if signals is None else predictions(signals.hidden),
+            teacher_head=None if signals is None else signals.head,
+        )
+        return head_loss(predictions(hidden), head_weight(self.model), batch, self.objective)
+
+
+def predictions(hidden: Tensor) -> Tensor:
+    """[B, T, D] -> [N, D]: the states that predict a next token."""
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1])
+
+
+def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
+    """Final hidden states [B, T, D] of a transformers causal model, its own forward, no cache."""
+    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+
+
+def head_weight(model: nn.Module) -> nn.Parameter:
+    """The output projection [V, D]; the embedding itself when they are tied."""
+    return model.get_output_embeddings().weight  # type: ignore[operator]

@@ -1,0 +1,5 @@
+"""Who receives. A new kind of student is a recipe part, a builder and a line here."""
+
+from edgeslm.students import build
+
+BUILDERS = {"depth": build.by_depth, "copy": build.copied}

@@ -1,0 +1,3 @@
+"""Who gives: functions from a batch of ids to `Signals`."""
+
+TEACHERS = {"live": "edgeslm.teachers.live:LiveTeacher"}

@@ -1,0 +1,119 @@
+"""A random two-layer Llama in every container, made in seconds; the same float32 weights in all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeslm.artifact import Artifact, path_bytes, path_sha256
+
+VOCABULARY, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT = 96, 64, 96, 2, 4, 2, 256
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def model(seed: int = 0, scale: float = 0.15) -> Any:
+    """transformers' LlamaForCausalLM, float32, tied head, logits wide enough to make distributions uneven."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(seed)
+    net = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, scale)
+    return net
+
+
+def write_gguf(net: Any, path: Path) -> Path:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("none")
+    for name, tensor in net.state_dict().items():
+        data = tensor.numpy().astype(np.float32)
+        if name == "lm_head.weight":
+            continue
+        if name.startswith("model.layers."):
+            _, _, layer, rest = name.split(".", 3)
+            kind = GGUF_NAMES[rest.removesuffix(".weight")]
+            if kind in ("attn_q", "attn_k"):  # llama.cpp rotates neighbouring pairs, transformers two halves
+                heads = HEADS if kind == "attn_q" else KV_HEADS
+                data = data.reshape(heads, 2, -1, HIDDEN).swapaxes(1, 2).reshape(data.shape)
+            target = f"blk.{layer}.{kind}.weight"
+        else:
+            target = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
+        writer.add_tensor(target, np.ascontiguousarray(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_folder(net: Any, folder: Path) -> Path:
+    """transformers' layout, with a word-level tokenizer `w0 w1 ...`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    net.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1", eos_token="w2").save_pretrained(folder)
+    return folder
+
+
+def write_onnx(folder: Path, out: Path) -> Path:
+    """onnxruntime-genai's own builder, float32 (a few seconds)."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    command += ["-m", str(folder), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", str(out) + "-cache"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def artifact(path: Path, kind: str, name: str = "") -> Artifact:
+    parameters = VOCABULARY * HIDDEN + LAYERS * (HIDDEN * HIDDEN * 3 + 3 * HIDDEN * FFN + 2 * HIDDEN) + HIDDEN
+    return Artifact(
+        name or path.name, path, kind, path_sha256(path), path_bytes(path), 4 * parameters, parameters, "f32"
+    )
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return [int(i) for i in np.random.default_rng(seed).integers(3, VOCABULARY, count)]
