@@ -128,7 +128,7 @@ class LossTerm(BaseModel):
 
 
 class TrainPart(Part):
-    steps: Positive
+    steps: Annotated[int, Field(ge=0)]  # 0: the student as built
     batch_tokens: Positive = 2048
     micro_rows: Positive = 4
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -166,10 +166,13 @@ class EvaluatePart(Part):
 
 
 class BenchmarkPart(Part):
+    """`processes` fresh processes an artifact, each with `warmups` and then `repeats` timed runs."""
+
     prompt_tokens: Positive = 128
-    decode_tokens: Positive = 64
-    repeats: Positive = 5
-    warmups: Positive = 1
+    new_tokens: Positive = 64
+    processes: Positive = 2
+    warmups: Annotated[int, Field(ge=0)] = 1
+    repeats: Positive = 3
     watts_per_core: Annotated[float, Field(gt=0)] | None = None
 
 

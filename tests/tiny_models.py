@@ -11,7 +11,8 @@ import numpy as np
 
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 
-VOCABULARY, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT = 96, 64, 96, 2, 4, 2, 256
+# no matrix but the head may have VOCABULARY rows: onnxruntime-genai's builder takes any that has for the head
+VOCABULARY, HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, CONTEXT = 96, 64, 160, 2, 4, 2, 256
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

@@ -159,7 +159,7 @@ class GGUFFile:
 
 
 def read(path: Path) -> GGUFFile:
-    """Read and check the header of a GGUF file. Raises ModelError in one sentence for anything that is wrong with it."""
+    """Read and check the header of a GGUF file. Raises ModelError for anything that is wrong with it."""
     path = Path(path)
     try:
         with path.open("rb") as file:

@@ -17,11 +17,18 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from edgeslm.errors import ModelError
 from edgeslm.models.pre_tokenizers import PRE, build, name_of, steps_of
+from edgeslm.models.token_types import (
+    ADDED,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    merges_by_score,
+    scores_of,
+    types_of,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-ADDED = (UNKNOWN, CONTROL, USER_DEFINED)  # token types that are found in text before it is cut
-LAST = -1e9  # sentencepiece's score of a piece that is merged after all others
-LAST_STEP = 64.0  # neighbouring float32 numbers near LAST
 IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 SPACE = "▁"
 KEY = "tokenizer.ggml."
@@ -95,17 +102,6 @@ def _byte_pairs(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) 
     made.pre_tokenizer = build(PRE[name].steps)
     made.decoder = decoders.ByteLevel()
     return made, PRE[name].add_bos
-
-
-def merges_by_score(vocab: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every way to make a token of two others, best score first: what merging by score does, as ranked merges."""
-    found = []
-    for token, index in vocab.items():
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                found.append((-scores[index], index, cut, left, right))
-    return [(left, right) for *_, left, right in sorted(found)]
 
 
 def _file_scores(metadata: Mapping[str, Any], tokens: list[str], where: str) -> list[float]:
@@ -192,10 +188,10 @@ def _exceptions(
     named = {vocab[token.content] for token in special.values() if token.content in vocab}
     added = {i: kind != USER_DEFINED or i in named for i, kind in enumerate(types) if kind in ADDED or i in named}
     scored = metadata[f"{KEY}model"] == "llama"
-    derived_types = _types(tokens, vocab, added, scored, metadata.get(f"{KEY}unknown_token_id"))
+    derived_types = types_of(tokens, vocab, added, scored, metadata.get(f"{KEY}unknown_token_id"))
     none = [None] * len(tokens)
     scores = metadata[f"{KEY}scores"] if scored else none
-    derived_scores = _scores(tokens, derived_types, merges) if scored else none
+    derived_scores = scores_of(tokens, derived_types, merges) if scored else none
     found = zip(tokens, types, scores, derived_types, derived_scores, strict=True)
     return {token: [k, s] for token, k, s, other, made in found if (k, s) != (other, made)}
 
@@ -226,12 +222,12 @@ def metadata_from_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int 
     spelled = [padding_token(i) if token is None else token for i, token in enumerate(tokens)]
     scored = bool(state["model"]["byte_fallback"])
     added = {token["id"]: token["special"] for token in state["added_tokens"]}
-    types = _types(spelled, vocab, added, scored, tokenizer.unk_token_id)
+    types = types_of(spelled, vocab, added, scored, tokenizer.unk_token_id)
     keys: dict[str, Any] = {f"{KEY}model": "llama" if scored else "gpt2"}
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ", 1)) for m in state["model"]["merges"]]
     if scored:
         keys |= {f"{KEY}pre": "default", f"{KEY}add_space_prefix": _space_prefix(state)}
-        scores = _scores(spelled, types, merges)
+        scores = scores_of(spelled, types, merges)
     else:
         _plain_normalizer(state)
         ignore_merges = bool(state["model"].get("ignore_merges"))
@@ -247,47 +243,6 @@ def metadata_from_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int 
     if scores is not None:
         keys[f"{KEY}scores"] = scores
     return keys | _ids_and_template(tokenizer)
-
-
-def _types(
-    tokens: list[str], vocab: Mapping[str, int], added: Mapping[int, bool], scored: bool, unknown: int | None
-) -> list[int]:
-    """Token types that follow from a tokenizer. `added`: {id: special} of the tokens found before the text is cut."""
-    types = [NORMAL if token in vocab else UNUSED for token in tokens]
-    if scored:
-        for byte in range(256):
-            if (index := vocab.get(f"<0x{byte:02X}>")) is not None:
-                types[index] = BYTE
-    for index, special in added.items():
-        types[index] = CONTROL if special else USER_DEFINED
-    if scored and unknown is not None:
-        types[unknown] = UNKNOWN
-    return types
-
-
-def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]]) -> list[float]:
-    """Scores that order merges as their ranks do; sentencepiece's own -(id) where ids follow the ranks.
-
-    Pieces that come after all others although their id is low (Llama's two spaces) score LAST and below, as there.
-    """
-    rank: dict[str, int] = {}
-    for left, right in merges:
-        rank.setdefault(left + right, len(rank))
-    late, lowest = [], len(rank)
-    for index in reversed(range(len(tokens))):
-        place = rank.get(tokens[index])
-        if place is not None and place > lowest:
-            late.append(index)
-        elif place is not None:
-            lowest = place
-    in_order = len(rank) - len(late)
-    if any(rank[tokens[index]] < in_order for index in late):
-        return [-float(rank.get(t, len(rank))) if k == NORMAL else 0.0 for t, k in zip(tokens, types, strict=True)]
-    first = next((i for i, kind in enumerate(types) if kind == NORMAL), 0)
-    scores = [float(first - i) if kind == NORMAL else 0.0 for i, kind in enumerate(types)]
-    for index in late:
-        scores[index] = LAST - LAST_STEP * (rank[tokens[index]] - in_order)
-    return scores
 
 
 def _space_prefix(state: Mapping[str, Any]) -> bool:

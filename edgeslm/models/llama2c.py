@@ -1,8 +1,9 @@
 """llama2.c's `.bin` (version 0): seven numbers, then all weights in float32 in a fixed order.
 
-    i32 x 7   dim D | hidden H | layers L | heads h | key-value heads g | vocab V (negative: head stored apart) | context T
-    f32       token_embedding [V, D] | rms_att [L, D] | wq [L, D, D] | wk, wv [L, g d, D] | wo [L, D, D] | rms_ffn [L, D]
-              w1 [L, H, D] | w2 [L, D, H] | w3 [L, H, D] | rms_final [D] | freq_cis real, imaginary [T, d/2] | (head [V, D])
+    i32 x 7   dim D | hidden H | layers L | heads h | key-value heads g | vocab V | context T
+    f32       token_embedding [V, D] | rms_att [L, D] | wq [L, D, D] | wk, wv [L, g d, D] | wo [L, D, D]
+              rms_ffn [L, D] | w1 [L, H, D] | w2 [L, D, H] | w3 [L, H, D] | rms_final [D]
+              freq_cis real, imaginary [T, d/2] | head [V, D], only where the header has -V
 
 Rows of wq and wk lie in Meta's order, which is GGUF's: `row_order` of the llama architecture undoes it.
 Source: llama2.c, export.py `legacy_export` and run.c `memory_map_weights`.
@@ -32,7 +33,7 @@ TOKENIZERS = ("tokenizer.model", "tokenizer.bin")
 
 @dataclass(frozen=True)
 class Llama2cFile:
-    """A file whose size has been found to be exactly what its header says. `metadata` is as a GGUF file would have it."""
+    """A file whose size is exactly what its header says. `metadata` is as a GGUF file would have it."""
 
     path: Path
     metadata: dict[str, Any]

@@ -85,7 +85,7 @@ PRE: dict[str, Pre] = {
 
 
 def build(steps: Steps) -> pre_tokenizers.PreTokenizer:
-    made = []
+    made: list[pre_tokenizers.PreTokenizer] = []
     for kind, argument in steps:
         if kind == "split":
             made.append(pre_tokenizers.Split(Regex(argument), behavior="isolated"))

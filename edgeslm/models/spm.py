@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.errors import ModelError
-from edgeslm.models.gguf_vocab import BYTE, CONTROL, KEY, NORMAL, SPACE, UNKNOWN
+from edgeslm.models.gguf_vocab import KEY, SPACE
+from edgeslm.models.token_types import BYTE, CONTROL, NORMAL, UNKNOWN
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf wire types
 BOS, EOS, UNK, FIRST_BYTE = 1, 2, 0, 3  # Llama's ids, which llama2.c takes for granted

@@ -154,7 +154,7 @@ def architecture_keys(arch: str, config: Config) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise ModelError(
-            f"the model scales its rotary positions ('{rope['rope_type']}'), which is not supported in a GGUF file yet; "
+            f"the model scales its rotary positions ('{rope['rope_type']}'), which cannot be written to GGUF yet; "
             "take a model without rope scaling"
         )
     if config.get("hidden_act", "silu") != "silu":

@@ -1,0 +1,224 @@
+"""The command line. Sub-commands import what they need inside, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeslm.errors import EdgeSLMError, RecipeError
+
+app = typer.Typer(
+    help="Distil a teacher language model into a small one, on the exact low-bit grid the device will run.\n\n"
+    "Start with:  edgeslm run recipes/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, for example recipes/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Overrides such as distill.train.steps=200 (values are YAML).")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds run folders.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Model = Annotated[str, typer.Argument(help="A .gguf file, an exported ONNX folder, or any teacher spec.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    until: Annotated[str | None, typer.Option(help="Stop after this stage (teacher, data, student, ...).")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe from teacher to report. Stopped at any moment, the same command goes on where it was."""
+    from edgeslm import recipe as recipes
+    from edgeslm.pipeline.run import STAGES
+    from edgeslm.pipeline.run import run as run_pipeline
+    from edgeslm.progress import Progress
+
+    names = [s.name for s in STAGES]
+    if until is not None and until not in names:
+        raise RecipeError([f"--until {until}: no such stage; stages are {', '.join(names)}"])
+    loaded = recipes.load(recipe, overrides or [])
+    folder = run_pipeline(loaded, recipe.parent, runs, Progress(quiet), until)
+    typer.echo(str(folder))
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
+    """Say everything that is wrong with a recipe, and what it will do, before any compute."""
+    from edgeslm import recipe as recipes
+    from edgeslm.pipeline.check import check as check_recipe
+    from edgeslm.pipeline.stage import Context
+    from edgeslm.progress import Progress
+
+    loaded = recipes.load(recipe, overrides or [])
+    found = check_recipe(Context(loaded, recipe.parent, runs / loaded.name, Progress(quiet=True)))
+    if as_json:
+        typer.echo(json.dumps({"problems": found.problems, "plan": dict(found.plan)}, indent=1))
+    else:
+        for label, value in found.plan:
+            typer.echo(f"{label:20} {value}")
+    found.raise_if_any()
+    if not as_json:
+        typer.echo("nothing is wrong with this recipe")
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, or a frozen student inside one.")],
+    kind: Annotated[str, typer.Option("--kind", help="gguf or onnx.")] = "gguf",
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write; beside the run by default.")] = None,
+    accuracy_level: Annotated[int, typer.Option(help="ONNX: 0 float32 or 4 int8 activations.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Export a trained student again, and verify every tensor of the file bit for bit."""
+    from edgeslm.cli_actions import export_again
+
+    result = export_again(run_folder, kind, out, accuracy_level)
+    line = f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"
+    typer.echo(json.dumps(result, indent=1) if as_json else line)
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    reference: Annotated[str, typer.Option("--teacher", help="Float teacher file (.gguf or ONNX folder) to compare with.")],
+    text: Annotated[list[Path], typer.Option("--text", help="UTF-8 text to judge by; may be repeated.")],
+    context: Annotated[int, typer.Option(help="Tokens of a window; its second half is scored.")] = 512,
+    windows: Annotated[int, typer.Option(help="At most this many windows.")] = 8,
+    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Perplexity, KL to the teacher and top-1 agreement of a shipped file, through the runtime that runs it."""
+    from edgeslm.cli_actions import evaluate_file
+
+    measurements, problems = evaluate_file(model, reference, text, context, windows, threads)
+    _show(measurements, problems, as_json)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Files to measure: .gguf or exported ONNX folders.")],
+    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 128,
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = 64,
+    processes: Annotated[int, typer.Option(help="Fresh processes per file.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Timed runs in each process.")] = 3,
+    warmups: Annotated[int, typer.Option(help="Untimed runs before them.")] = 1,
+    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+    watts_per_core: Annotated[float | None, typer.Option(help="Allows an energy estimate without a meter.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load time, first token, prefill, decode, memory and energy of files on this machine, all with the same job."""
+    from edgeslm.cli_actions import bench_files
+
+    settings = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "processes": processes,
+        "repeats": repeats,
+        "warmups": warmups,
+        "threads": threads,
+        "watts_per_core": watts_per_core,
+    }
+    measurements, problems = bench_files(models, settings)
+    _show(measurements, problems, as_json)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html, report.md and results.json anew from what a run folder holds."""
+    from edgeslm.report import render
+
+    files = render(run_folder)
+    for path in (files.html, files.markdown, files.json):
+        typer.echo(str(path))
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    max_new: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+    context: Annotated[int, typer.Option(help="Longest conversation in tokens.")] = 2048,
+    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+) -> None:
+    """Talk to an exported file or a teacher. Answers stream; an empty line or Ctrl-D ends it."""
+    from edgeslm.cli_actions import converse
+
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    converse(model, system, max_new, sampling, context, threads)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What works on this machine, and how to get what does not."""
+    from edgeslm.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([f.__dict__ for f in findings], indent=1))
+    else:
+        for found in findings:
+            typer.echo(f"{'ok     ' if found.ok else 'missing'} {found.name:22} {found.detail}")
+            if not found.ok:
+                typer.echo(f"        {'':22} {found.remedy}")
+    raise typer.Exit(0 if all(f.ok or f.optional for f in findings) else 1)
+
+
+@app.command()
+def formats(as_json: AsJson = False) -> None:
+    """The number grids: bits, block, what each can do, and which container holds it exactly."""
+    from edgeslm.cli_actions import format_table
+
+    rows = format_table()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['name']:14} {row['bits']:7.4f} bits  block {row['block']:4}  {row['verbs']:16} "
+            f"gguf: {row['gguf']:8} onnx: {row['onnx']}"
+        )
+
+
+def _show(measurements: list, problems: list, as_json: bool) -> None:
+    from edgeslm import units
+
+    if as_json:
+        typer.echo(json.dumps({"measurements": [m.to_json() for m in measurements], "problems": problems}, indent=1))
+    else:
+        for m in measurements:
+            spread = f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
+            mark = "" if m.kind == "measured" else f"  [{m.kind}]"
+            typer.echo(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
+    for problem in problems:
+        typer.echo(f"{problem['artifact']}: {problem['what']}", err=True)
+    if problems and not measurements:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: every error a user can mend is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except RecipeError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(error.exit_code)
+    except EdgeSLMError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+        sys.exit(130)

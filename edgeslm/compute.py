@@ -1,0 +1,89 @@
+"""Where and how torch computes: device, precision, threads, and an allocator that keeps what it has."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc malloc.h
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Resolved choices of one process."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+def resolve(device: str, precision: str, threads: int | None) -> Compute:
+    """`auto` takes CUDA, then MPS, then the CPU; and bfloat16 where the device multiplies it in hardware."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
+    torch.set_num_threads(count or 1)
+    dtype = {"bf16": torch.bfloat16, "f32": torch.float32}.get(precision) or (
+        torch.bfloat16 if _has_bfloat16(device) else torch.float32
+    )
+    return Compute(torch.device(device), dtype, count or 1)
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device == "cpu":
+        able = torch.cpu.get_capabilities()
+        return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory instead of returning it: large tensors come and go in every training step, and
+    page faults on fresh memory cost more than the arithmetic. True when it took effect (Linux with glibc)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except OSError:  # another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_TOP_PAD, 64 << 20))
+
+
+def matmul_flops(compute: Compute, rows: int = 2048, width: int = 576, inner: int = 1536, seconds: float = 0.5) -> float:
+    """Operations per second of one plain matrix product, the ceiling of a training step on this device."""
+    a = torch.randn(rows, width, dtype=compute.dtype, device=compute.device)
+    b = torch.randn(inner, width, dtype=compute.dtype, device=compute.device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.nn.functional.linear(a, b)
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * rows * width * inner / best
+
+
+def reset_peak_memory(compute: Compute) -> None:
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:  # not permitted in some containers: the peak then covers the process's whole life
+            return
+
+
+def peak_memory_bytes(compute: Compute) -> int | None:
+    """Since the last reset: of the device on CUDA, of the process (VmHWM) elsewhere; None where nobody tells."""
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next((row for row in status.read_text().splitlines() if row.startswith("VmHWM")), None)
+    return None if line is None else int(line.split()[1]) * 1024

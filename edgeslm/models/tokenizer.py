@@ -1,0 +1,16 @@
+"""A model's tokenizer without its weights."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from edgeslm.models import packed
+from edgeslm.models.gguf_vocab import tokenizer_from_metadata
+from edgeslm.models.source import Source
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """Raises ModelError when the source carries none or one that is not known."""
+    if source.kind == "folder":
+        return AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
+    return tokenizer_from_metadata(packed.open_file(source).metadata, str(source.path))

@@ -1,0 +1,150 @@
+"""The training stage: student onto its plan, scheme's loop, frozen integers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeslm import cost
+from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+
+
+def _slice(context: Context) -> Any:
+    recipe = context.recipe
+    parts = (recipe.quantize, recipe.distill, recipe.evaluate.context, recipe.evaluate.windows)
+    dumped = [p if isinstance(p, int) else p.model_dump(mode="json") for p in parts]
+    return dumped, recipe.evaluate.paths, recipe.seed, recipe.device, context.threads
+
+
+def _distill(context: Context, folder: Path) -> None:
+    import torch
+
+    from edgeslm import compute
+    from edgeslm.data.order import order
+    from edgeslm.data.rows import Rows
+    from edgeslm.quantize.freeze import freeze
+    from edgeslm.quantize.masters import attach
+    from edgeslm.schemes import SCHEMES, checkpoint
+    from edgeslm.schemes.objective import Objective
+    from edgeslm.schemes.offline import Loop
+    from edgeslm.schemes.step import Step, StepSettings
+    from edgeslm.teachers.live import LiveTeacher
+
+    recipe, train, chosen = context.recipe, context.recipe.distill.train, context.compute
+    torch.manual_seed(recipe.seed)
+    compute.reset_peak_memory(chosen)
+    student = student_model(context)
+    masters = attach(student, plan_of(context).assign(shapes_of(student)), chosen.dtype)
+    objective = Objective.build([t.model_dump() for t in recipe.distill.objective])
+    judge = context.load_teacher(chosen.dtype).model
+    teacher = LiveTeacher(judge) if objective.needs_teacher else None
+    settings = StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, recipe.quantize.refit_every)
+    step = Step(student, masters, objective, settings)
+    rows = Rows.load(context.folders["data"] / "rows.safetensors")
+    shares = [s.share for s in recipe.data.sources]
+    points = _Points(context, student, judge, folder)
+    loop = Loop(
+        rows=rows,
+        order=order(rows, shares, train.steps * recipe.batch_rows, recipe.seed),
+        batch_rows=recipe.batch_rows,
+        train=train,
+        grid_start=round(recipe.quantize.start * train.steps),
+        folder=folder,
+        progress=context.progress,
+        device=chosen.device,
+        measure=points,
+    )
+    start = time.perf_counter()
+    SCHEMES[recipe.distill.scheme.kind](step, teacher, loop)
+    seconds = time.perf_counter() - start
+    metadata = _metadata(context)
+    tokenizer = context.folders["teacher"] / "tokenizer"
+    config = student.config.to_dict()
+    frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
+    frozen.save(folder / "frozen")
+    _summary(context, folder, seconds, config, teacher is not None, points.points)
+    (folder / checkpoint.NAME).unlink(missing_ok=True)
+
+
+class _Points:
+    """Closeness on the text to judge by, a few times a run; kept across a restart."""
+
+    def __init__(self, context: Context, student: Any, judge: Any, folder: Path):
+        from edgeslm.pipeline.heldout import heldout_ids
+
+        self.context, self.student, self.judge = context, student, judge
+        self.path = folder / "heldout.json"
+        self.points: list[dict[str, float]] = read_json(self.path) if self.path.exists() else []
+        self.windows = heldout_ids(context)
+
+    def __call__(self, done: int) -> None:
+        from edgeslm.schemes.measure import closeness
+
+        tokens = done * self.context.recipe.distill.train.batch_tokens
+        found = closeness(self.student, self.judge, self.windows)
+        point = {"tokens": tokens, "kl": found.kl, "top1": found.top1, "loss": found.loss, "judged": found.tokens}
+        self.points = [p for p in self.points if p["tokens"] < tokens] + [point]
+        write_json(self.path, self.points)
+        self.context.progress.say(
+            f"  distil: after {tokens:,} tokens KL to the teacher {found.kl:.4f} nats a token, "
+            f"top-1 agreement {100 * found.top1:.1f} % ({found.tokens:,} held-out tokens)"
+        )
+
+
+def _summary(
+    context: Context, folder: Path, seconds: float, config: Any, teacher: bool, points: list[dict[str, float]]
+) -> None:
+    """Speed comes from the log, so that it is right after a restart; the bound from one matrix product now."""
+    import json
+    import statistics
+
+    from edgeslm import compute
+
+    recipe = context.recipe
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    rates = [line["tokens_per_s"] for line in lines]
+    rate = statistics.median(rates) if rates else None
+    teacher_config = read_json(context.folders["teacher"] / "teacher.json")["config"] if teacher else None
+    flops = compute.matmul_flops(context.compute)
+    bound = cost.training_bound(config, recipe.data.sequence, flops, teacher_config)
+    write_json(
+        folder / "summary.json",
+        {
+            "steps": recipe.distill.train.steps,
+            "tokens": recipe.tokens,
+            "seconds": seconds,
+            "tokens_per_s": rate,
+            "bound_tokens_per_s": bound,
+            "share_of_bound": None if rate is None else rate / bound,
+            "matmul_flops_per_s": flops,
+            "peak_memory_bytes": compute.peak_memory_bytes(context.compute),
+            "dtype": str(context.compute.dtype).removeprefix("torch."),
+            "device": str(context.compute.device),
+            "threads": context.compute.threads,
+            "heldout": points,
+        },
+    )
+
+
+def plan_of(context: Context) -> Any:
+    from edgeslm.quantize.plan import Plan, Rule
+
+    return Plan(tuple(Rule(r.pattern, r.format) for r in context.recipe.quantize.plan))
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def teacher_arch(context: Context) -> str:
+    return str(read_json(context.folders["teacher"] / "teacher.json")["arch"])
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    recipe = context.recipe
+    return {"recipe": recipe.to_yaml(), "recipe_hash": recipe.hash, "base_model": recipe.teacher.model}
+
+
+DISTILL = Stage("distill", ("teacher", "data", "student"), _slice, _distill)

@@ -1,0 +1,154 @@
+"""Stages before training: teacher, data, student."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgeslm.artifact import file_sha256
+from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+from edgeslm.recipe import expand
+
+
+def files_of(context: Context, patterns: Any) -> list[Path]:
+    return expand(patterns, context.base)
+
+
+def _teacher_slice(context: Context) -> Any:
+    return context.source.sha256
+
+
+def _teacher(context: Context, folder: Path) -> None:
+    """Resolves, checks and describes the teacher; its tokenizer is written out for everything that follows."""
+    from edgeslm.models.load import describe, write_tokenizer
+
+    summary = describe(context.source)
+    write_tokenizer(context.tokenizer, folder / "tokenizer")
+    source = {"spec": context.source.spec, "kind": context.source.kind, "sha256": context.source.sha256}
+    write_json(folder / "teacher.json", {"source": source, **asdict(summary), "dequantised": summary.dequantised})
+
+
+def _data_slice(context: Context) -> Any:
+    part = context.recipe.data
+    paths = [files_of(context, s.seeds if s.kind == "written" else s.paths) for s in part.sources]
+    hashes = [[(p.name, file_sha256(p)) for p in group] for group in paths]
+    return part.model_dump(mode="json"), hashes, context.recipe.seed
+
+
+def _data(context: Context, folder: Path) -> None:
+    """Every source becomes rows; `data.json` records what each gave."""
+    from edgeslm.data.rows import Rows, pack
+
+    parts = []
+    for index, source in enumerate(context.recipe.data.sources):
+        documents = _documents(context, source, index)
+        name = f"{index}:{source.kind}"
+        parts.append(pack(documents, context.recipe.data.sequence, _separator(context), name))
+        context.progress.say(f"  data: {name} gives {len(parts[-1])} rows of {context.recipe.data.sequence} tokens")
+    rows = Rows.join(parts)
+    rows.save(folder / "rows.safetensors")
+    facts = {
+        "rows": len(rows),
+        "tokens": int(rows.mask.sum()),
+        "sources": [
+            {**source.model_dump(mode="json"), "rows": len(part), "tokens": int(part.mask.sum())}
+            for source, part in zip(context.recipe.data.sources, parts, strict=True)
+        ],
+        "seed": context.recipe.seed,
+    }
+    write_json(folder / "data.json", facts)
+
+
+def _documents(context: Context, source: Any, index: int) -> list[list[int]]:
+    if source.kind == "written":
+        return _written(context, source, index)
+    from edgeslm.data import DOCUMENTS
+
+    return DOCUMENTS[source.kind](files_of(context, source.paths), context.tokenizer)
+
+
+def _written(context: Context, source: Any, index: int) -> list[list[int]]:
+    from edgeslm.data.written import WriteSettings, prompts_from, write
+
+    prompts = prompts_from(files_of(context, source.seeds), context.tokenizer)
+    sampling = source.sampling.model_dump()
+    settings = WriteSettings(source.rows, source.max_new, source.batch, seed=context.recipe.seed + index, **sampling)
+    teacher = context.load_teacher(context.compute.dtype)
+    with context.progress.task("teacher writes", source.rows, "texts") as bar:
+        said = 0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            bar.advance(done - said)
+            said = done
+
+        return write(teacher.model, prompts, settings, stop_ids(context), advance)
+
+
+def stop_ids(context: Context) -> list[int]:
+    """Ids that end an answer: end of sequence, and end of turn where the vocabulary has one."""
+    tokenizer = context.tokenizer
+    names = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "</s>")
+    found = {tokenizer.eos_token_id, *(tokenizer.get_vocab().get(name) for name in names)}
+    return sorted(i for i in found if i is not None)
+
+
+def _separator(context: Context) -> int:
+    """Between documents: the end-of-text token of the vocabulary, which need not be the end of a chat turn."""
+    vocabulary = context.tokenizer.get_vocab()
+    end = vocabulary.get("<|endoftext|>", context.tokenizer.eos_token_id)
+    return int(end if end is not None else 0)
+
+
+def _student_slice(context: Context) -> Any:
+    return context.recipe.student.model_dump(mode="json")
+
+
+def _student(context: Context, folder: Path) -> None:
+    """Measures what decides the student's shape, and what is lost before any training."""
+    import torch
+
+    from edgeslm.data.rows import Rows
+    from edgeslm.pipeline.heldout import heldout_ids
+    from edgeslm.schemes.measure import closeness
+    from edgeslm.students import BUILDERS
+
+    rows = Rows.load(context.folders["data"] / "rows.safetensors")
+    generator = torch.Generator().manual_seed(context.recipe.seed)
+    ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
+    teacher = context.load_teacher(context.compute.dtype).model
+    built = BUILDERS[context.recipe.student.kind](context.recipe.student, teacher, ids)
+    judged = heldout_ids(context)
+    before, after = closeness(teacher, teacher, judged), closeness(built.model, teacher, judged)
+    facts = {
+        **built.facts,
+        "loss_before": before.loss,
+        "loss_after": after.loss,
+        "kl_after": after.kl,
+        "top1_after": after.top1,
+        "judged_tokens": after.tokens,
+        "parameters_before": sum(p.numel() for p in teacher.parameters()),
+        "parameters_after": sum(p.numel() for p in built.model.parameters()),
+    }
+    write_json(folder / "importance.json", facts)
+    context.progress.say(
+        f"  student: {facts['parameters_after']:,} of {facts['parameters_before']:,} parameters; before training "
+        f"its KL to the teacher is {after.kl:.3f} nats a token"
+    )
+
+
+def student_model(context: Context) -> Any:
+    """The student as built, in float32, before training: the teacher without the layers that were dropped."""
+    import torch
+
+    from edgeslm.students import depth
+
+    teacher = context.load_teacher(torch.float32).model
+    facts = read_json(context.folders["student"] / "importance.json")
+    return depth.prune(teacher, facts["kept"]) if "kept" in facts else teacher
+
+
+TEACHER = Stage("teacher", (), _teacher_slice, _teacher)
+DATA = Stage("data", ("teacher",), _data_slice, _data)
+STUDENT = Stage("student", ("teacher", "data"), _student_slice, _student)

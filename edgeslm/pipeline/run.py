@@ -1,0 +1,98 @@
+"""Runs the stages of a recipe, skips what is done, and keeps run.json true at every moment."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgeslm import __version__, units
+from edgeslm.errors import EdgeSLMError
+from edgeslm.pipeline.distill import DISTILL
+from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
+from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
+from edgeslm.pipeline.stage import Context, Stage, read_json, stage_hash, write_json
+from edgeslm.progress import Progress
+from edgeslm.recipe import Recipe
+
+STAGES = (TEACHER, DATA, STUDENT, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+
+
+def run(
+    recipe: Recipe,
+    base: Path,
+    runs: Path,
+    progress: Progress,
+    until: str | None = None,
+    on_stage: Callable[[Context, Stage], None] | None = None,
+) -> Path:
+    """Runs everything up to stage `until` (all, and the report, by default); returns the run folder.
+
+    Raises EdgeSLMError for what cannot go on; finished stages stay, and the same command goes on from there.
+    """
+    from edgeslm.pipeline.check import check
+    from edgeslm.report import render
+
+    context = Context(recipe, base, runs / recipe.name, progress)
+    check(context).raise_if_any()
+    context.root.mkdir(parents=True, exist_ok=True)
+    (context.root / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    record = _record(context)
+    for stage in STAGES:
+        seconds, resumed = _run_stage(context, stage)
+        record["stages"][stage.name] = context.folders[stage.name].name
+        record["seconds"][stage.name] = seconds
+        record["resumed"][stage.name] = resumed
+        record["problems"] = run_problems(context.folders)
+        write_json(context.root / "run.json", record)
+        if on_stage:
+            on_stage(context, stage)
+        if stage.name == until:
+            return context.root
+    files = render(context.root)
+    progress.say(f"report: {files.html}")
+    return context.root
+
+
+def _record(context: Context) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "name": context.recipe.name,
+        "recipe_hash": context.recipe.hash,
+        "edgeslm": __version__,
+        "torch": version("torch"),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "stages": {},
+        "seconds": {},
+        "resumed": {},
+        "problems": [],
+    }
+
+
+def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
+    """(seconds the stage took when it was really run, whether an earlier run had started it)."""
+    folder = context.root / f"{stage.name}-{stage_hash(stage, context)}"
+    context.folders[stage.name] = folder
+    done = folder / "done.json"
+    if done.exists():
+        context.progress.say(f"{stage.name}: done before, in {folder.name}")
+        return float(read_json(done)["seconds"]), True
+    resumed = folder.exists()
+    if resumed and stage is not DISTILL:  # only training goes on inside a stage; other stages start clean
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    context.progress.say(f"{stage.name}: {'goes on in' if resumed else 'starts in'} {folder.name}")
+    start = time.perf_counter()
+    try:
+        stage.run(context, folder)
+    except OSError as error:
+        raise EdgeSLMError(
+            f"{stage.name}: {error.strerror or error} ({error.filename or folder}); what was finished is kept, mend this and run again"
+        ) from error
+    seconds = time.perf_counter() - start
+    write_json(done, {"stage": stage.name, "seconds": seconds})
+    context.progress.say(f"{stage.name}: took {units.seconds(seconds)}")
+    return seconds, resumed

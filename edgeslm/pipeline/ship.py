@@ -1,0 +1,192 @@
+"""Stages after training: export, evaluate, benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeslm import measurement
+from edgeslm.artifact import Artifact
+from edgeslm.errors import EdgeSLMError
+from edgeslm.pipeline.heldout import heldout_windows
+from edgeslm.pipeline.prepare import stop_ids
+from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+
+STUDENT_FILES = {"gguf": "student.gguf", "onnx": "student-onnx"}
+TEACHER_FILES = {
+    "gguf-f32": ("gguf", "f32", "teacher-f32.gguf"),
+    "gguf-f16": ("gguf", "f16", "teacher-f16.gguf"),
+    "onnx-f32": ("onnx", "f32", "teacher-f32-onnx"),
+}
+
+
+def _export_slice(context: Context) -> Any:
+    return context.recipe.export.model_dump(mode="json")
+
+
+def _export(context: Context, folder: Path) -> None:
+    """Student and teacher files; every file is opened again and compared with what was trained, bit for bit."""
+    from edgeslm.export import EXPORTERS
+    from edgeslm.export.verify import verify
+    from edgeslm.quantize.frozen import Frozen
+
+    part, artifacts, exact = context.recipe.export, [], []
+
+    def ship(frozen: Any, kind: str, name: str) -> None:
+        context.progress.say(f"  export: {name}")
+        options = {"accuracy_level": part.accuracy_level} if kind == "onnx" else {}
+        artifact = EXPORTERS[kind](frozen, folder / name, **options)
+        artifacts.append(artifact)
+        exact.append(verify(artifact, frozen))
+
+    student = Frozen.load(context.folders["distill"] / "frozen")
+    for kind in part.kinds:
+        ship(student, kind, STUDENT_FILES[kind])
+    for choice in part.teacher:
+        kind, grid, name = TEACHER_FILES[choice]
+        ship(_teacher_frozen(context, grid), kind, name)
+    write_json(folder / "artifacts.json", [a.to_json() for a in artifacts])
+    write_json(folder / "exact.json", exact)
+    wrong = [e for e in exact if e["exact"] != e["tensors"]]
+    if wrong:
+        raise EdgeSLMError(
+            f"{wrong[0]['artifact']}: {wrong[0]['first_mismatch']} differs from what was trained; do not ship this file"
+        )
+
+
+def _teacher_frozen(context: Context, grid: str) -> Any:
+    import torch
+
+    from edgeslm.pipeline.distill import teacher_arch
+    from edgeslm.quantize.freeze import freeze_floats
+
+    loaded = context.load_teacher(torch.float32)
+    weights = dict(loaded.model.named_parameters())
+    note = "weights as dequantised from the source file" if loaded.summary.dequantised else ""
+    metadata = {"base_model": context.recipe.teacher.model, **({"note": note} if note else {})}
+    tokenizer = context.folders["teacher"] / "tokenizer"
+    config = loaded.model.config.to_dict()
+    return freeze_floats(weights, grid, teacher_arch(context), config, tokenizer, f"teacher-{grid}", metadata)
+
+
+def artifacts_of(context: Context) -> list[Artifact]:
+    return [Artifact.from_json(a) for a in read_json(context.folders["export"] / "artifacts.json")]
+
+
+def _find(artifacts: list[Artifact], *names: str) -> list[Artifact]:
+    return [a for a in artifacts if a.name in names]
+
+
+def _evaluate_slice(context: Context) -> Any:
+    return context.recipe.evaluate.model_dump(mode="json"), context.threads
+
+
+def _evaluate(context: Context, folder: Path) -> None:
+    """Shipped files through their own runtimes, against the float32 teacher of the first runtime that has one."""
+    from edgeslm.data.chat import template_ids
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate.answers import answers
+    from edgeslm.evaluate.closeness import evaluate
+
+    part, device, artifacts = context.recipe.evaluate, LocalDevice(), artifacts_of(context)
+    students = _find(artifacts, *STUDENT_FILES.values())
+    reference = next((a for a in artifacts if a.name in ("teacher-f32.gguf", "teacher-f32-onnx")), None)
+    problems: list[dict[str, str]] = []
+    found: list[measurement.Measurement] = []
+    windows = heldout_windows(context)
+    context.progress.say(f"  evaluate: {len(windows)} windows of {part.context} tokens, second half scored")
+    if reference is not None:
+        found, problems = evaluate(
+            reference,
+            students,
+            windows,
+            bos_id=None,
+            threads=context.threads,
+            device=device,
+            workdir=folder,
+            on_progress=_lines(context),
+        )
+        measurement.dump(found, folder / "results.json")
+    rows: list[dict[str, Any]] = []
+    if part.prompts:
+        tokenizer = context.tokenizer
+        prompts = [
+            (p, template_ids(tokenizer, [{"role": "user", "content": p}], answer=True)) for p in part.prompts
+        ]
+        speakers = _find(artifacts, "teacher-f32.gguf", *STUDENT_FILES.values())
+        rows, more = answers(
+            speakers,
+            prompts,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            stop=stop_ids(context),
+            max_new=part.answer_tokens,
+            threads=context.threads,
+            device=device,
+            workdir=folder,
+        )
+        problems += more
+    write_json(folder / "answers.json", rows)
+    _note_problems(context, folder, "evaluate", problems)
+    for m in found:
+        context.progress.say(f"  evaluate: {m.where.artifact}: {m.metric} {m.median:.4f}")
+
+
+def _benchmark_slice(context: Context) -> Any:
+    part = context.recipe.benchmark
+    return part.model_dump(mode="json") if part else None, context.threads
+
+
+def _benchmark(context: Context, folder: Path) -> None:
+    """Latency, memory and energy of every artifact on this machine, nothing else of ours running."""
+    from edgeslm.benchmark import Settings, bench
+    from edgeslm.devices.local import LocalDevice
+
+    part = context.recipe.benchmark
+    if part is None:
+        write_json(folder / "results.json", {"schema": 1, "measurements": []})
+        return
+    prompt = heldout_windows(context)[0][: part.prompt_tokens]
+    settings = Settings(**part.model_dump(), threads=context.threads, seed=context.recipe.seed)
+    found, problems = bench(
+        artifacts_of(context), prompt, settings, device=LocalDevice(), workdir=folder, on_progress=_lines(context)
+    )
+    measurement.dump(found, folder / "results.json")
+    _note_problems(context, folder, "benchmark", problems)
+    for m in found:
+        if m.metric in ("prefill", "decode"):
+            context.progress.say(f"  benchmark: {m.where.artifact} ({m.where.runtime}): {m.metric} {m.median:.1f} {m.unit}")
+
+
+def _note_problems(context: Context, folder: Path, stage: str, problems: list[dict[str, str]]) -> None:
+    if problems:
+        write_json(folder / "problems.json", problems)
+        for problem in problems:
+            context.progress.say(f"  {stage}: {problem['artifact']}: {problem['what']}")
+
+
+def _lines(context: Context):
+    """A line when a new artifact is taken up; workers report far more often than a person wants to read."""
+    seen: set[str] = set()
+
+    def say(name: str, done: int, total: int) -> None:
+        if name not in seen:
+            seen.add(name)
+            context.progress.say(f"  {name} ...")
+
+    return say
+
+
+def run_problems(folders: dict[str, Path]) -> list[dict[str, str]]:
+    """Problems of finished stages, for run.json."""
+    found = []
+    for stage, folder in folders.items():
+        path = folder / "problems.json"
+        if path.exists():
+            found += [{"stage": stage, **p} for p in json.loads(path.read_text(encoding="utf-8"))]
+    return found
+
+
+EXPORT = Stage("export", ("teacher", "distill"), _export_slice, _export)
+EVALUATE = Stage("evaluate", ("teacher", "export"), _evaluate_slice, _evaluate)
+BENCHMARK = Stage("benchmark", ("teacher", "export", "evaluate"), _benchmark_slice, _benchmark)

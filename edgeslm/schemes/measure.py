@@ -1,0 +1,45 @@
+"""How close a student is to a teacher while both are torch modules: for curves and for choosing, not for the report.
+
+Shape letters: R windows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeslm.schemes.step import head_weight, hidden_states
+
+ROWS = 32  # rows of [V] float32 handled together: they stay in the cache
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Means over `tokens` predictions: loss and KL in nats per token, top-1 agreement in 0..1."""
+
+    loss: float
+    kl: float
+    top1: float
+    tokens: int
+
+
+@torch.no_grad()
+def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor) -> Closeness:
+    """windows [R, T]; the second half of each is scored, as in the evaluation of shipped files."""
+    start = windows.shape[1] // 2
+    loss = kl = top1 = 0.0
+    for window in windows:
+        ids = window[None]
+        targets = window[start:]
+        h_s, h_t = (hidden_states(m, ids)[0, start - 1 : -1] for m in (student, teacher))
+        for at in range(0, len(targets), ROWS):
+            part = slice(at, at + ROWS)
+            log_s = torch.log_softmax((h_s[part] @ head_weight(student).T).float(), dim=-1)
+            log_t = torch.log_softmax((h_t[part] @ head_weight(teacher).T).float(), dim=-1)
+            loss -= float(log_s.gather(1, targets[part][:, None]).double().sum())
+            kl += float((log_t.exp() * (log_t - log_s)).double().sum())
+            top1 += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
+    tokens = windows.shape[0] * (windows.shape[1] - start)
+    return Closeness(loss / tokens, kl / tokens, top1 / tokens, tokens)
