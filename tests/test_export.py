@@ -108,7 +108,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bytes and a few merges, cut as GPT-2 cuts."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("t", "h"), ("th", "e"), ("c", "a"), ("ca", "t")]
-    tokens = [*alphabet, *(a + b for a, b in merges)]
+    tokens = [*alphabet, *(a + b for a, b in merges), "<EOT>"]  # the last looks special and is a common token here
     made = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -135,8 +135,8 @@ def tiny(family: str, tied: bool) -> torch.nn.Module:
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
-        bos_token_id=260,
-        eos_token_id=261,
+        bos_token_id=261,
+        eos_token_id=262,
         initializer_range=0.2,
     )
     model = model_class(config).eval()
@@ -225,7 +225,7 @@ def test_llama_cpp_reads_it_without_a_complaint_and_agrees(cases: dict[str, Case
     if name.endswith("f32"):
         assert np.abs(logits - case.logits).max() < 1e-3
     else:  # llama.cpp rounds activations to 8 bits per block of 32 (q8_0), which these wide random weights amplify
-        assert divergence(case.logits, logits) < 0.01
+        assert divergence(case.logits, logits) < 0.003
         assert np.abs(logits - case.logits).max() < 0.06 * np.abs(case.logits).max()
 
 
@@ -335,6 +335,7 @@ def test_what_the_gguf_file_says_about_itself(cases: dict[str, Case]) -> None:
     assert (said["edgeslm.recipe"], said["edgeslm.recipe_hash"]) == ("name: tiny\n", "0123abcd")
     assert said["tokenizer.ggml.pre"] and said["tokenizer.chat_template"]
     assert len(said["tokenizer.ggml.tokens"]) == VOCABULARY
+    assert said["tokenizer.ggml.token_type"][said["tokenizer.ggml.tokens"].index("<EOT>")] == gguf.TokenType.CONTROL
     assert "output.weight" not in {t.name for t in reader.tensors}
     norms = [t for t in reader.tensors if len(t.shape) == 1]
     assert norms and all(t.tensor_type == gguf.GGMLQuantizationType.F32 for t in norms)
@@ -378,7 +379,7 @@ def test_int8_activations_are_a_choice(cases: dict[str, Case], tmp_path: Path) -
     assert verify(artifact, case.frozen)["first_mismatch"] is None
     program(ONNXRUNTIME, str(artifact.path), json.dumps(IDS), str(tmp_path / "logits.npz"))
     logits = np.load(tmp_path / "logits.npz")["plain"]
-    assert divergence(case.logits, logits) < 0.01
+    assert 0 < divergence(case.logits, logits) < 0.003
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -475,10 +476,13 @@ def test_a_write_that_stops_half_way_leaves_the_old_file(cases: dict[str, Case],
 
 
 def test_exporting_again_replaces_and_gives_the_same_bytes(cases: dict[str, Case], tmp_path: Path) -> None:
-    case, said = cases["llama-tied-q4_0"], []
+    case = cases["llama-tied-q4_0"]
+    (tmp_path / "gguf").write_text("an older file")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "older").write_text("a file of an older export")
     for kind in EXPORTERS:
-        first = EXPORTERS[kind](case.frozen, tmp_path / kind, on_progress=said.append)
-        again = EXPORTERS[kind](case.frozen, tmp_path / kind)
-        assert first.sha256 == again.sha256 == getattr(case, kind).sha256
+        said: list[str] = []
+        again = EXPORTERS[kind](case.frozen, tmp_path / kind, on_progress=said.append)
+        assert again.sha256 == getattr(case, kind).sha256
+        assert said
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(EXPORTERS)
-    assert said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,36 @@ def artifact(path: Path, kind: str, name: str = "") -> Artifact:
 
 def ids(count: int, seed: int = 0) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(3, VOCABULARY, count)]
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []  # lives as long as the test run
+
+
+@functools.cache
+def built() -> Path:
+    """A folder with teacher.gguf, teacher-hf/, teacher-onnx/ (one set of weights) and near.gguf (those, disturbed)."""
+    import torch
+
+    _KEPT.append(tempfile.TemporaryDirectory(prefix="tiny-models-"))
+    folder = Path(_KEPT[0].name)
+    net = model()
+    write_gguf(net, folder / "teacher.gguf")
+    write_onnx(write_folder(net, folder / "teacher-hf"), folder / "teacher-onnx")
+    near = model()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in near.parameters():
+            parameter += torch.randn_like(parameter) * 0.02
+    write_gguf(near, folder / "near.gguf")
+    write_folder(near, folder / "near-hf")
+    return folder
+
+
+def artifacts() -> dict[str, Artifact]:
+    """The teacher for each runtime, by the runtime's name."""
+    folder = built()
+    return {
+        "llama_cpp": artifact(folder / "teacher.gguf", "gguf"),
+        "onnxruntime": artifact(folder / "teacher-onnx", "onnx"),
+        "torch": artifact(folder / "teacher-hf", "torch"),
+    }

@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWr
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from edgeslm.artifact import Artifact
+from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
 from edgeslm.export.describe import EMBEDDING, describe, majority, tokenizer_folder
 from edgeslm.export.place import put_in_place
@@ -23,7 +23,20 @@ from edgeslm.models.arch import ARCHS
 from edgeslm.models.gguf_vocab import metadata_from_tokenizer
 from edgeslm.quantize.frozen import Frozen, FrozenTensor
 
-METADATA_BYTES = 16 << 20  # vocabulary, merges and chat template, generously
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # enum llama_token_type
+# Spellings that llama.cpp treats as control tokens whatever a file says, with a warning when the file says otherwise
+# (Qwen's vocabulary has "</s>" as a common token). Written as control they mean the same and load in silence.
+# Source: llama-vocab.cpp, "control-looking token".
+CONTROL_SPELLINGS = frozenset(
+    """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s>
+    <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
+    <｜end▁of▁sentence｜> <｜fim▁begin｜> <｜fim▁hole｜> <｜fim▁end｜> <|fim_prefix|> <fim-prefix> <fim_prefix> <PRE>
+    ▁<PRE> <|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> ▁<SUF> <|code_suffix|>
+    <|suffix|> <|fim_middle|> <fim-middle> <fim_middle> <MID> ▁<MID> <|code_middle|> <|middle|> <|fim_pad|>
+    <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+    """.split()  # noqa: RUF001, SIM905
+)
 FILE_TYPES = {"f32": LlamaFileType.ALL_F32} | {
     name: LlamaFileType[f"MOSTLY_{label}"]
     for name, label in {
@@ -55,7 +68,7 @@ def export(frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | No
     say = on_progress or (lambda text: None)
     names, metadata = _names(frozen), _metadata(frozen)
     weight_bytes = sum(_stored_bytes(t) for t in frozen.tensors.values())
-    with put_in_place(out, weight_bytes + METADATA_BYTES) as part:
+    with put_in_place(out, weight_bytes + path_bytes(frozen.tokenizer)) as part:
         writer = GGUFWriter(part, frozen.arch)
         try:
             _add_values(writer, metadata)
@@ -128,9 +141,16 @@ def _metadata(frozen: Frozen) -> dict[str, Any]:
     if base := frozen.metadata.get("base_model"):
         general |= {"general.base_model.count": 1, "general.base_model.0.name": base}
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(frozen))
-    vocabulary = metadata_from_tokenizer(tokenizer, frozen.tensors[EMBEDDING].shape[0])
+    vocabulary = _vocabulary(metadata_from_tokenizer(tokenizer, frozen.tensors[EMBEDDING].shape[0]))
     ours = {f"edgeslm.{key}": value for key, value in frozen.metadata.items()}
     return general | ARCHS[frozen.arch].metadata(frozen.config) | vocabulary | ours
+
+
+def _vocabulary(keys: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer's keys with the types of CONTROL_SPELLINGS as llama.cpp will set them."""
+    typed = zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True)
+    types = [CONTROL if kind in (NORMAL, USER_DEFINED) and text in CONTROL_SPELLINGS else kind for text, kind in typed]
+    return keys | {"tokenizer.ggml.token_type": types}
 
 
 def _add_values(writer: GGUFWriter, values: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ import onnx
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from edgeslm import __version__
-from edgeslm.artifact import Artifact
+from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
 from edgeslm.export import onnx_graph
 from edgeslm.export.describe import describe, is_planned, tokenizer_folder
@@ -32,7 +32,7 @@ from edgeslm.quantize.frozen import Frozen
 
 MODEL = "model.onnx"
 BUILDER_TIMEOUT_S = 900
-OTHER_BYTES = 32 << 20  # graph, rotary tables and tokenizer files, generously
+GRAPH_BYTES = 2 << 20  # nodes, generously
 FLOATS = ("f32", "f16", "bf16")
 
 Holding = Literal["exact", "larger", "refused"]
@@ -100,7 +100,9 @@ def _refuse(frozen: Frozen, accuracy_level: int) -> None:
 
 
 def _bytes(frozen: Frozen) -> int:
-    total = OTHER_BYTES
+    """What the folder will take: codes and float32 scales, cosine and sine tables, tokenizer files, graph."""
+    heads, positions = frozen.config["num_attention_heads"], frozen.config["max_position_embeddings"]
+    total = GRAPH_BYTES + path_bytes(frozen.tokenizer) + 4 * positions * (frozen.config["hidden_size"] // heads)
     for tensor in frozen.tensors.values():
         weights = tensor.codes.numel()
         if tensor.format in GRIDS:

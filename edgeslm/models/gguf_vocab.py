@@ -59,8 +59,10 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str = "the GGUF 
     fast = PreTrainedTokenizerFast(
         tokenizer_object=made,
         clean_up_tokenization_spaces=False,
-        chat_template=metadata.get("tokenizer.chat_template"),
-        model_max_length=int(metadata.get(f"{metadata.get('general.architecture')}.context_length", 1 << 30)),
+        chat_template=_value(metadata, "tokenizer.chat_template", str, where),
+        model_max_length=_value(
+            metadata, f"{metadata.get('general.architecture')}.context_length", int, where, 1 << 30
+        ),
         gguf={"pre": metadata.get(f"{KEY}pre"), "vocab_size": len(tokens)},
         **special,
     )
@@ -70,26 +72,44 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str = "the GGUF 
     return fast
 
 
+def _value(metadata: Mapping[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
+    """A metadata value of `kind`, or the default where there is none. Raises ModelError for another kind."""
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ModelError(f"{where}: '{key}' is a {type(value).__name__}, not a {kind.__name__}; the file is damaged")
+    return value
+
+
+def _list(metadata: Mapping[str, Any], key: str, kind: type, where: str, default: list[Any] | None = None) -> list[Any]:
+    """A metadata array whose elements are all of `kind`. Raises ModelError."""
+    values = _value(metadata, key, list, where, default)
+    if values is None or (values and {type(value) for value in values} != {kind}):
+        raise ModelError(f"{where}: '{key}' is missing or no array of {kind.__name__}; the file is damaged")
+    return list(values)
+
+
 def _tokens(metadata: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
-    tokens = metadata.get(f"{KEY}tokens")
-    if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
-        raise ModelError(f"{where}: '{KEY}tokens' is missing or no list of strings; the file holds no vocabulary")
+    tokens = _list(metadata, f"{KEY}tokens", str, where)
+    if not tokens:
+        raise ModelError(f"{where}: '{KEY}tokens' is empty; the file holds no vocabulary")
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]  # as llama.cpp names them
     if len(set(tokens)) != len(tokens):
         raise ModelError(f"{where}: '{KEY}tokens' holds a token twice; the file is damaged")
-    types = metadata.get(f"{KEY}token_type", [NORMAL] * len(tokens))
-    if not isinstance(types, list) or len(types) != len(tokens):
+    types = _list(metadata, f"{KEY}token_type", int, where, [NORMAL] * len(tokens))
+    if len(types) != len(tokens):
         raise ModelError(f"{where}: '{KEY}token_type' does not give one type for each of the {len(tokens)} tokens")
     return tokens, types
 
 
 def _byte_pairs(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) -> tuple[Tokenizer, bool]:
     """The "gpt2" kind, and whether llama.cpp puts a begin token by default."""
-    name = metadata.get(f"{KEY}pre", "default")
+    name = _value(metadata, f"{KEY}pre", str, where, "default")
     if name not in PRE:
         raise ModelError(f"{where}: pre-tokenizer {name!r} is not known; known are {', '.join(PRE)}")
     merges = []
-    for merge in metadata.get(f"{KEY}merges") or ():
+    for merge in _list(metadata, f"{KEY}merges", str, where):
         cut = merge.find(" ", 1)
         merges.append((merge[:cut], merge[cut + 1 :]))
     if not merges:
@@ -105,8 +125,8 @@ def _byte_pairs(metadata: Mapping[str, Any], vocab: dict[str, int], where: str) 
 
 
 def _file_scores(metadata: Mapping[str, Any], tokens: list[str], where: str) -> list[float]:
-    scores = metadata.get(f"{KEY}scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    scores = _list(metadata, f"{KEY}scores", float, where)
+    if len(scores) != len(tokens):
         raise ModelError(f"{where}: '{KEY}scores' does not give one score for each of the {len(tokens)} tokens")
     return scores
 
@@ -119,8 +139,8 @@ def _scored_pairs(
     where: str,
 ) -> Tokenizer:
     """The "llama" kind (sentencepiece BPE with bytes for what it does not know)."""
-    unknown = metadata.get(f"{KEY}unknown_token_id", 0)
-    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+    unknown = _value(metadata, f"{KEY}unknown_token_id", int, where, 0)
+    if not 0 <= unknown < len(tokens):
         raise ModelError(f"{where}: '{KEY}unknown_token_id' is {unknown!r}, no id of its {len(tokens)} tokens")
     model = models.BPE(
         vocab=vocab,
@@ -130,7 +150,7 @@ def _scored_pairs(
         byte_fallback=True,
     )
     made = Tokenizer(model)
-    prefix = bool(metadata.get(f"{KEY}add_space_prefix", True))
+    prefix = _value(metadata, f"{KEY}add_space_prefix", bool, where, True)
     replace = normalizers.Replace(" ", SPACE)
     made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), replace] if prefix else [replace])
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -147,10 +167,10 @@ def _special_tokens(metadata: Mapping[str, Any], tokens: list[str], where: str) 
     """{"bos_token": ..., ...} for the ids the file names. Raises ModelError for an id outside the vocabulary."""
     found = {}
     for name, key in IDS.items():
-        index = metadata.get(f"{KEY}{key}_token_id")
+        index = _value(metadata, f"{KEY}{key}_token_id", int, where)
         if index is None:
             continue
-        if not isinstance(index, int) or not 0 <= index < len(tokens):
+        if not 0 <= index < len(tokens):
             raise ModelError(f"{where}: '{KEY}{key}_token_id' is {index!r}, no id of its {len(tokens)} tokens")
         found[f"{name}_token"] = AddedToken(tokens[index], normalized=False, special=True)
     return found
@@ -161,7 +181,7 @@ def _begin_and_end(
 ) -> None:
     ends = []
     for name, default in (("bos", add_bos), ("eos", False)):
-        if metadata.get(f"{KEY}add_{name}_token", default):
+        if _value(metadata, f"{KEY}add_{name}_token", bool, where, default):
             if f"{name}_token" not in special:
                 raise ModelError(f"{where}: wants a {name} token on every text but names none; the file is damaged")
             token = special[f"{name}_token"].content

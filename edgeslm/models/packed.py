@@ -112,6 +112,14 @@ def build(packed: Packed, dtype: torch.dtype, device: torch.device) -> PreTraine
     """The model with all its weights. Raises ModelError when they do not fit."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(packed.config, dtype=dtype)
+    names = packed.arch.names(packed.config.to_dict())
+    for name, parameter in model.named_parameters():
+        stored, wanted = packed.shapes.get(names.get(name, ""), ()), tuple(parameter.shape)
+        if stored != wanted:
+            raise ModelError(
+                f"{packed.path}: '{names.get(name, name)}' has shape {list(stored)} but the metadata calls for "
+                f"{list(wanted)}; the file is damaged"
+            )
     _assign(model, _decode(packed, dtype, device), str(packed.path))
     # the rotary table is no parameter: made anew where the model now lives
     model.model.rotary_emb = type(model.model.rotary_emb)(config=packed.config).to(device)
@@ -148,12 +156,6 @@ def _decode(packed: Packed, dtype: torch.dtype, device: torch.device) -> dict[st
 
 def _assign(model: PreTrainedModel, weights: dict[str, Tensor], where: str) -> None:
     """Make `weights` the parameters of a model without storage. Raises ModelError unless they fit exactly."""
-    for name, parameter in model.named_parameters():
-        if name in weights and weights[name].shape != parameter.shape:
-            raise ModelError(
-                f"{where}: '{name}' has shape {list(weights[name].shape)} but the metadata calls for "
-                f"{list(parameter.shape)}; the file is damaged"
-            )
     missing, extra = model.load_state_dict(weights, strict=False, assign=True)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     if set(missing) - tied or extra:

@@ -19,6 +19,8 @@ from transformers import PretrainedConfig
 from edgeslm.errors import ModelError
 
 Config = Mapping[str, Any]
+LIMIT = 1 << 24  # no dimension of a model that fits a device is larger; a damaged number must not be built
+MAX_LAYERS = 1024
 
 # transformers' name inside a layer -> GGUF's, shared by every family here
 LAYER_WEIGHTS = {
@@ -92,13 +94,11 @@ class Keys:
     def __init__(self, arch: str, metadata: Config):
         self.arch, self.metadata = arch, metadata
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, limit: int = LIMIT) -> int:
         name = f"{self.arch}.{key}"
         value = self.metadata.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ModelError(
-                f"GGUF metadata '{name}' is {value!r}, but one positive whole number is needed to run this"
-            )
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+            raise ModelError(f"GGUF metadata '{name}' is {value!r}, but a whole number from 1 to {limit} is needed")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -136,10 +136,10 @@ def config_values(arch: str, metadata: Config) -> dict[str, Any]:
         "vocab_size": keys.integer("vocab_size", len(tokens) or None),
         "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
+        "num_hidden_layers": keys.integer("block_count", limit=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "max_position_embeddings": keys.integer("context_length"),
+        "max_position_embeddings": keys.integer("context_length", limit=1 << 31),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {"rope_type": "default", "rope_theta": keys.number("rope.freq_base", 10000.0)},
         "head_dim": dim,

@@ -1,0 +1,38 @@
+# Two commands: `make quickstart` (everything, from nothing to a report) and `make test`.
+# Wheels and models are cached under ${XDG_CACHE_HOME:-~/.cache}/edgeslm.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RECIPE ?= recipes/quickstart.yaml
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup quickstart test lint proofs clean
+
+quickstart: setup
+	$(BIN)/edgeslm run $(RECIPE)
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt edgeslm/runtimes/native.py edgeslm/runtimes/native.cmake
+	@command -v c++ >/dev/null || { echo "setup: a C++ compiler is missing, installing g++"; apt-get update -qq && apt-get install -y -qq g++ >/dev/null; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: venv is missing, installing python3-venv"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@start=$$(date +%s); $(BIN)/pip install --quiet -c constraints.txt -e '.[onnx,dev]' 2>&1 | grep -v '^WARNING: Location' || true; \
+	  $(BIN)/python -c 'import torch, transformers, onnxruntime_genai' && echo "setup: packages took $$(( $$(date +%s) - start )) s"
+	@start=$$(date +%s); $(BIN)/python -m edgeslm.runtimes.native && echo "setup: llama.cpp took $$(( $$(date +%s) - start )) s"
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q --durations=10
+
+# Long proofs on real models: exactness, resume, tokenizers on all text. About an hour on two cores.
+proofs: setup
+	$(BIN)/python -m pytest -q -m proof --durations=0
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

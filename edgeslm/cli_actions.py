@@ -1,0 +1,253 @@
+"""What the smaller sub-commands do, apart from how they print it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edgeslm.artifact import Artifact, path_bytes, path_sha256
+from edgeslm.errors import DataError, ExportError, ModelError
+from edgeslm.measurement import Measurement
+
+
+def artifact_of(spec: str) -> Artifact:
+    """A file or exported folder as an artifact. Raises ModelError for what no runtime here runs.
+
+    Sizes of tensors come from the file's own header; an ONNX folder counts its external data file.
+    """
+    path = Path(spec)
+    if path.suffix == ".gguf" and path.is_file():
+        from edgeslm.models.gguf_file import read
+
+        tensors = read(path).tensors.values()
+        formats = [t.format for t in tensors]
+        grid = max(set(formats), key=formats.count)
+        parameters = sum(_product(t.shape) for t in tensors)
+        weights = sum(t.nbytes for t in tensors)
+        return Artifact(path.name, path, "gguf", path_sha256(path), path_bytes(path), weights, parameters, grid)
+    if (path / "genai_config.json").is_file():
+        data = sum(p.stat().st_size for p in path.glob("*.data"))
+        listed = path.parent / "artifacts.json"
+        if listed.exists():
+            known = [Artifact.from_json(a) for a in json.loads(listed.read_text(encoding="utf-8"))]
+            same = [a for a in known if a.name == path.name]
+            if same and same[0].sha256 == path_sha256(path):
+                return same[0]
+        return Artifact(path.name, path, "onnx", path_sha256(path), path_bytes(path), data, _parameters(path), "mixed")
+    raise ModelError(f"{spec}: is neither a .gguf file nor an exported ONNX folder (with genai_config.json)")
+
+
+def _product(shape: Any) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _parameters(folder: Path) -> int:
+    """Of an ONNX folder that carries no record of ours: from the config's shape."""
+    from edgeslm import cost
+
+    decoder = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError(f"{folder}: holds no config.json; {decoder.get('num_hidden_layers')} layers of unknown width")
+    return cost.counts(json.loads(config.read_text(encoding="utf-8"))).total
+
+
+def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int) -> dict[str, Any]:
+    """A frozen student of a run -> file, verified. Raises ExportError, ModelError."""
+    from edgeslm.export import EXPORTERS
+    from edgeslm.export.verify import verify
+    from edgeslm.quantize.frozen import Frozen
+
+    if kind not in EXPORTERS:
+        raise ExportError(f"--kind {kind}: no such container; known are {', '.join(EXPORTERS)}")
+    frozen = Frozen.load(frozen_folder(run))
+    target = out or run / ("student.gguf" if kind == "gguf" else f"student-{kind}")
+    options = {"accuracy_level": accuracy_level} if kind == "onnx" else {}
+    artifact = EXPORTERS[kind](frozen, target, **options)
+    found = verify(artifact, frozen)
+    if found["exact"] != found["tensors"]:
+        raise ExportError(f"{target}: {found['first_mismatch']} differs from what was trained; do not ship this file")
+    return {**artifact.to_json(), **found}
+
+
+def frozen_folder(run: Path) -> Path:
+    """The frozen student that run.json names, or the folder itself when it is one."""
+    if (run / "frozen.json").exists():
+        return run
+    record = run / "run.json"
+    if not record.exists():
+        raise ModelError(f"{run}: is no run folder (no run.json) and no frozen student (no frozen.json)")
+    stages = json.loads(record.read_text(encoding="utf-8"))["stages"]
+    if "distill" not in stages:
+        raise ModelError(f"{run}: this run has not finished its distill stage; run its recipe again to go on")
+    return run / stages["distill"] / "frozen"
+
+
+def evaluate_file(
+    model: str, reference: str, texts: list[Path], context: int, count: int, threads: int
+) -> tuple[list[Measurement], list[dict[str, str]]]:
+    """One file against a float teacher on the texts, through the files' own runtimes."""
+    from edgeslm.data.text import documents
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate.closeness import evaluate, windows
+    from edgeslm.pipeline.stage import available_cores
+
+    tokenizer = tokenizer_of(Path(reference))
+    share = -(-count // len(texts))
+    found = [w for ids in documents(texts, tokenizer) for w in windows(ids, context, share)][:count]
+    candidate = artifact_of(model)
+    with tempfile.TemporaryDirectory() as work:
+        return evaluate(
+            artifact_of(reference),
+            [candidate],
+            found,
+            bos_id=None,
+            threads=threads or available_cores(),
+            device=LocalDevice(),
+            workdir=Path(work),
+        )
+
+
+def bench_files(models: list[str], settings: dict[str, Any]) -> tuple[list[Measurement], list[dict[str, str]]]:
+    """Every file with the same prompt ids, so that no tokenizer is part of what is compared."""
+    from edgeslm.benchmark import Settings, bench
+    from edgeslm.devices.local import LocalDevice
+
+    artifacts = [artifact_of(m) for m in models]
+    names = [a.name for a in artifacts]
+    if len(set(names)) != len(names):
+        raise DataError(f"two of the files have the same name ({', '.join(sorted(names))}); give them different names")
+    prompt = list(range(100, 100 + settings["prompt_tokens"]))
+    with tempfile.TemporaryDirectory() as work:
+        return bench(artifacts, prompt, Settings(**settings), device=LocalDevice(), workdir=Path(work))
+
+
+def tokenizer_of(path: Path) -> Any:
+    """Of a .gguf or of an exported folder."""
+    from edgeslm.models.source import resolve
+    from edgeslm.models.tokenizer import load_tokenizer
+
+    if (path / "genai_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return load_tokenizer(resolve(str(path), Path.cwd()))
+
+
+def converse(
+    model: str, system: str | None, max_new: int, sampling: dict[str, Any], context: int, threads: int
+) -> None:
+    """A conversation on the terminal. Each answer streams; text appears once its bytes make whole characters."""
+    from edgeslm.data.chat import template_ids
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate.answers import Conversation
+    from edgeslm.pipeline.stage import available_cores
+
+    path = chat_file(model)
+    artifact, tokenizer = artifact_of(str(path)), tokenizer_of(path)
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+    with (
+        tempfile.TemporaryDirectory() as work,
+        Conversation(
+            artifact,
+            device=LocalDevice(),
+            workdir=Path(work),
+            threads=threads or available_cores(),
+            context=context,
+        ) as talk,
+    ):
+        while text := _ask():
+            messages.append({"role": "user", "content": text})
+            ids = template_ids(tokenizer, messages, answer=True)
+            if len(ids) + max_new > context:
+                raise DataError(f"the conversation has grown to {len(ids)} tokens; start anew or give --context")
+            said = _stream(talk, ids, tokenizer, max_new, sampling)
+            messages.append({"role": "assistant", "content": said})
+
+
+def _ask() -> str:
+    """The next line of the user, empty at the end of input."""
+    if sys.stdin.isatty():
+        sys.stdout.write("> ")
+        sys.stdout.flush()
+    return sys.stdin.readline().strip()
+
+
+def _stream(talk: Any, ids: list[int], tokenizer: Any, max_new: int, sampling: dict[str, Any]) -> str:
+    stop = [i for i in {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} if i is not None]
+    given: list[int] = []
+    shown = ""
+    for token in talk.say(ids, max_new=max_new, sampling=sampling, stop=stop):
+        if token in stop:
+            continue
+        given.append(token)
+        text = tokenizer.decode(given, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+            sys.stdout.write(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+    rate = talk.timings.get("decode_tokens_per_s")
+    sys.stdout.write(f"\n[{len(given)} tokens" + (f", {rate:.1f} tokens/s]\n" if rate else "]\n"))
+    return shown
+
+
+def chat_file(model: str) -> Path:
+    """A runnable file: as given, or for other teacher specs the float16 GGUF made from it once and cached."""
+    path = Path(model)
+    if (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file():
+        return path
+    from edgeslm.models.source import resolve
+
+    source = resolve(model, Path.cwd())
+    if source.kind == "gguf":
+        return source.path
+    return _as_gguf(source)
+
+
+def _as_gguf(source: Any) -> Path:
+    import torch
+
+    from edgeslm.export.gguf import export
+    from edgeslm.models.load import load, write_tokenizer
+    from edgeslm.models.pypi import cache_folder
+    from edgeslm.quantize.freeze import freeze_floats
+
+    out = cache_folder() / "as-gguf" / f"{source.sha256[:16]}-f16.gguf"
+    if out.exists():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    loaded = load(source, torch.float32)
+    with tempfile.TemporaryDirectory() as work:
+        write_tokenizer(loaded.tokenizer, Path(work) / "tokenizer")
+        weights = dict(loaded.model.named_parameters())
+        config = loaded.model.config.to_dict()
+        tokenizer = Path(work) / "tokenizer"
+        export(freeze_floats(weights, "f16", loaded.arch.name, config, tokenizer, "teacher-f16", {}), out)
+    return out
+
+
+def format_table() -> list[dict[str, Any]]:
+    """One row per grid: what it costs, what it can do, which container holds it."""
+    from edgeslm.export import REFUSES
+    from edgeslm.export.onnx import holds
+    from edgeslm.formats import FORMATS
+
+    return [
+        {
+            "name": f.name,
+            "bits": f.bits,
+            "block": f.block,
+            "bytes": f.bytes,
+            "verbs": "train and write" if f.encode else "read",
+            "gguf": ("refused" if REFUSES["gguf"](f.name) else "exact") if f.encode else "read",
+            "onnx": holds(f.name) if f.encode else "refused",
+            "source": f.source,
+        }
+        for f in FORMATS.values()
+    ]
