@@ -75,7 +75,12 @@ def test_a_hang_is_ended_with_its_children(device: LocalDevice, tmp_path: Path) 
     done = device.run(python(code), 2.0)
     assert done.timed_out and not done.oom and time.monotonic() - start < 15
     status = Path("/proc") / (tmp_path / "pid").read_text() / "status"
-    assert not status.exists() or "State:\tZ" in status.read_text()
+    for _ in range(100):  # the signal is sent; a busy machine delivers it when it gets to it
+        if not status.exists() or "State:\tZ" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the hung command's child is still running")
 
 
 def test_signals_are_told_apart(device: LocalDevice) -> None:

@@ -137,6 +137,8 @@ def test_a_conversation_reuses_what_it_holds_and_says_the_same(name: str, tmp_pa
         assert talk.timings["reused_tokens"] >= len(start) + 5 and talk.timings["tokens"] == 6
         with pytest.raises(RuntimeFailure, match="leave no room"):
             list(talk.say(tiny.ids(60), max_new=1, stop=[]))
+        given_up = talk.say(longer, max_new=6, stop=[])
+        assert next(given_up) == second[0]  # the rest of it must not leak into the next answer
         again = list(talk.say(longer, max_new=6, stop=[]))  # a refused turn does no harm
     fresh, _ = answers([artifact], [("x", longer)], str, stop=[], max_new=6, threads=1, device=DEVICE, workdir=tmp_path)
     assert str(second) == str(again) == fresh[0]["answers"][0]["text"]

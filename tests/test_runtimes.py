@@ -51,7 +51,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 def test_table_equals_the_folder() -> None:
     package = Path(bench_side.__file__).parents[1] / "runtimes"
-    assert {p.stem for p in package.glob("*.py")} - {"__init__", "base"} == set(RUNTIMES)
+    assert {p.stem for p in package.glob("*.py") if "RUNTIME = Runtime(" in p.read_text()} == set(RUNTIMES)
     workers = {p.name for p in WORKERS.glob("*.py")} - {"__init__.py", *SHARED}
     assert {runtime.worker for runtime in RUNTIMES.values()} == workers
     assert all(runtime.name == name for name, runtime in RUNTIMES.items())
@@ -106,13 +106,23 @@ def test_a_kill_for_memory(stand_in: Callable[..., Artifact], tmp_path: Path) ->
         run(artifact, GENERATE, tmp_path / "w")
 
 
-@pytest.mark.parametrize("document", ['{"engine": {}}', "{broken", "[1]"])
+@pytest.mark.parametrize("document", ['{"engine": {}}', "{broken", "[1]", '{"engine": {}, "answers": [{}]}'])
 def test_a_malformed_result(stand_in: Callable[..., Artifact], tmp_path: Path, document: str) -> None:
     artifact = stand_in(
         f"open(os.path.dirname(sys.argv[1]) + '/result.json', 'w').write({document!r}); print('{{\"ok\": true}}')"
     )
     with pytest.raises(RuntimeFailure, match="result of 'generate' is malformed"):
         run(artifact, GENERATE, tmp_path / "w")
+
+
+@pytest.mark.parametrize("change", [{"decode_s": 0.0}, {"token_latency_s": None}, {"rails": []}, {"prefill_s": "1"}])
+def test_a_bench_run_is_checked_inside(change: dict[str, Any]) -> None:
+    run = dict.fromkeys(("prefill_s", "time_to_first_token_s", "decode_s", "decode_cpu_s"), 1.0)
+    run |= {"token_latency_s": [1.0], "rails": [[], []]}
+    result = {"engine": {}, "load_s": 1.0, "warmups": [], "runs": [run], "memory": {}}
+    assert RUNTIMES["llama_cpp"].parse(result, "bench") is result
+    with pytest.raises(RuntimeFailure, match="no usable runs"):
+        RUNTIMES["llama_cpp"].parse({**result, "runs": [{**run, **change}]}, "bench")
 
 
 def test_a_result_that_was_never_written_or_never_announced(stand_in: Callable[..., Artifact], tmp_path: Path) -> None:

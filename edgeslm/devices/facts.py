@@ -175,7 +175,7 @@ def load_average(root: Path = Path("/")) -> float | None:
         return None
 
 
-def bandwidth(threads: int, memory: int, repeats: int = 3) -> float:
+def bandwidth(threads: int, memory: int, repeats: int = 10) -> float:
     """Bytes per second that all cores together move between memory and registers; see BANDWIDTH_COUNTS.
 
     The buffers are larger than ordinary caches; on a server with a huge shared cache the figure may be the cache's.

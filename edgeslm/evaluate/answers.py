@@ -84,6 +84,7 @@ class Conversation:
     ):
         self.artifact = artifact
         self.timings: dict[str, Any] = {}
+        self._turn = 0
         self._asked: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._heard: queue.SimpleQueue[dict[str, Any] | EdgeSLMError] = queue.SimpleQueue()
         task = {"task": "serve", "threads": threads, "context": context}
@@ -125,16 +126,19 @@ class Conversation:
         self, ids: list[int], *, max_new: int, stop: list[int], sampling: dict[str, Any] | None = None
     ) -> Iterator[int]:
         """The whole conversation's ids so far; the part that the worker already holds is not computed again."""
-        request = {"ids": ids, "max_new": max_new, "stop": stop, "sampling": sampling or GREEDY}
+        self._turn += 1
+        request = {"ids": ids, "max_new": max_new, "stop": stop, "sampling": sampling or GREEDY, "turn": self._turn}
         self._asked.put(json.dumps(request))
         while True:
             document = self._next("id", "done")
+            if document.get("turn") != self._turn:  # the rest of an answer nobody listened to
+                continue
             if "id" in document:
                 yield int(document["id"])
                 continue
             if document.get("error"):
                 raise RuntimeFailure(f"{self.artifact.name}: {document['error']}")
-            self.timings = {key: value for key, value in document.items() if key != "done"}
+            self.timings = {key: value for key, value in document.items() if key not in ("done", "turn")}
             return
 
     def close(self) -> None:

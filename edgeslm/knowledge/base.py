@@ -12,7 +12,7 @@ from torch import Tensor
 
 # fn(student_logits [N, V], teacher_logits [N, V] or None, targets [N], **options) -> nats [N]
 ResponseFn = Callable[..., Tensor]
-# the same arguments -> (nats [N], d nats / d student_logits [N, V]); may overwrite its inputs
+# the same arguments -> (nats [N], d nats / d student_logits [N, V])
 FusedFn = Callable[..., tuple[Tensor, Tensor]]
 
 

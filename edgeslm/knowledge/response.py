@@ -19,8 +19,8 @@ def forward_kl_fused(
     student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Value [N] and gradient T (softmax(s/T) - softmax(t/T)) [N, V] in one pass over rows that fit the cache."""
-    log_s = torch.log_softmax(student.float().div_(temperature), dim=-1)
-    log_t = torch.log_softmax(teacher.float().div_(temperature), dim=-1)
+    log_s = torch.log_softmax(student.float() / temperature, dim=-1)
+    log_t = torch.log_softmax(teacher.float() / temperature, dim=-1)
     p_t = log_t.exp()
     value = torch.linalg.vecdot(p_t, log_t.sub_(log_s)).mul_(temperature**2)
     return value, log_s.exp_().sub_(p_t).mul_(temperature)

@@ -77,10 +77,10 @@ def _rail_reading(results: list[dict[str, Any]], rail: Rail, index: int) -> Read
     values = []
     for result in results:
         for run in result["runs"]:
-            pair = [side[index] if index < len(side) else None for side in run["rails"]]
-            if None in pair:
+            before, after = (side[index] if index < len(side) else None for side in run["rails"])
+            if before is None or after is None:
                 return None
-            values.append(joules(pair[0], pair[1], rail.range_uj) / result["new_tokens"])
+            values.append(joules(before, after, rail.range_uj) / result["new_tokens"])
     if not any(values):  # a counter that never moves is not a sensor
         return None
     note = f"counter of {rail.name} over the decode phase; other programs on the machine are included"

@@ -6,6 +6,7 @@ nothing is initialised in vain. Every parameter must be given and none may be le
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ def summary(packed: Packed) -> ModelSummary:
 def build(packed: Packed, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model with all its weights. Raises ModelError when they do not fit."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(packed.config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(packed.config), dtype=dtype)  # it writes into its config
     names = packed.arch.names(packed.config.to_dict())
     for name, parameter in model.named_parameters():
         stored, wanted = packed.shapes.get(names.get(name, ""), ()), tuple(parameter.shape)
@@ -122,7 +123,7 @@ def build(packed: Packed, dtype: torch.dtype, device: torch.device) -> PreTraine
             )
     _assign(model, _decode(packed, dtype, device), str(packed.path))
     # the rotary table is no parameter: made anew where the model now lives
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=packed.config).to(device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
     return model
 
 

@@ -17,6 +17,7 @@ from edgeslm.errors import RuntimeFailure
 
 WORKERS = Path(__file__).parent / "workers"
 SHARED = ("common.py", "scoring.py", "tasks.py")  # pushed beside every worker
+RUN_SECONDS = ("prefill_s", "time_to_first_token_s", "decode_s", "decode_cpu_s")
 LONG_LIST = 16  # lists longer than this are named by length and hash in a measurement
 PATHS = frozenset({"model", "name", "reference_in", "reference_out", "rails"})  # say where, not what
 
@@ -53,13 +54,19 @@ class Runtime:
 
     def parse(self, result: Any, task: str) -> dict[str, Any]:
         """Check a result document's shape. Raises RuntimeFailure when a worker wrote something else."""
-        wanted = {
+        shapes: dict[str, dict[str, type]] = {
             "score": {"engine": dict, "tokens": int, "arrays": dict},
             "bench": {"engine": dict, "load_s": float, "runs": list, "warmups": list, "memory": dict},
             "generate": {"engine": dict, "answers": list},
             "serve": {"engine": dict, "turns": int},
-        }[task]
-        wrong = [k for k, kind in wanted.items() if not isinstance(result, dict) or not isinstance(result.get(k), kind)]
+        }
+        wrong = [k for k, kind in shapes[task].items() if not _has(result, k, kind)]
+        inner: dict[str, Any] = {
+            "score": {"arrays": lambda: all(isinstance(name, str) for name in result["arrays"].values())},
+            "bench": {key: lambda key=key: all(map(_is_run, result[key])) for key in ("runs", "warmups")},
+            "generate": {"answers": lambda: all(_has(answer, "ids", list) for answer in result["answers"])},
+        }
+        wrong = wrong or [key for key, holds in inner.get(task, {}).items() if not holds()]
         if wrong:
             raise RuntimeFailure(
                 f"{self.title}: the worker's result of '{task}' is malformed (no usable {', '.join(wrong)}); "
@@ -76,6 +83,20 @@ class Runtime:
             except PackageNotFoundError:
                 continue
         return found
+
+
+def _has(document: Any, key: str, kind: type) -> bool:
+    return isinstance(document, dict) and isinstance(document.get(key), kind)
+
+
+def _is_run(run: Any) -> bool:
+    """One timed run of a bench: positive seconds, a list of latencies, two readings of the rails."""
+    return (
+        all(_has(run, key, float) and run[key] >= 0 for key in RUN_SECONDS)
+        and min(run["prefill_s"], run["decode_s"]) > 0
+        and all(_has(run, key, list) for key in ("token_latency_s", "rails"))
+        and len(run["rails"]) == 2
+    )
 
 
 def _shorten(value: Any) -> Any:

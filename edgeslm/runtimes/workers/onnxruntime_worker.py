@@ -53,6 +53,8 @@ class ScoringEngine:
             raise JobError(f"onnxruntime cannot load {job['name']}: {first_line(error)}") from error
         self.load_s = time.perf_counter() - start
         self.vocabulary = int(config["model"]["vocab_size"])
+        shape = cache_shape(config)
+        self.cache_shape = (shape["kv_heads"], 0, shape["head_dim"])
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         unknown = [n for n in self.inputs if n not in ("input_ids", "attention_mask", "position_ids") and not past(n)]
         if unknown or "logits" not in [o.name for o in self.session.get_outputs()]:
@@ -62,7 +64,7 @@ class ScoringEngine:
             "version": version("onnxruntime"),
             "threads": int(job["threads"]),
             "context": int(job["context"]),
-            **cache_shape(config),
+            **shape,
             "vocabulary": self.vocabulary,
         }
 
@@ -71,7 +73,7 @@ class ScoringEngine:
         for name, spec in self.inputs.items():
             kind = ONNX_TYPES[spec.type]
             if past(name):  # [batch 1, key/value heads, no past, head size]
-                feed[name] = np.zeros((1, self.info["kv_heads"], 0, self.info["head_dim"]), kind)
+                feed[name] = np.zeros((1, *self.cache_shape), kind)
             elif name == "input_ids":
                 feed[name] = np.asarray([ids], kind)
             elif name == "position_ids":

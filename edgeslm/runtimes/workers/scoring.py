@@ -9,6 +9,7 @@ Standard library and numpy only.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ class Scorer:
         self.desk = desk
         self.nll = np.zeros(tokens)
         self.at = 0
-        self.out: np.ndarray | None = None
+        self.out: np.memmap[Any, Any] | None = None
         self.reference: np.ndarray | None = None
         if job.get("reference_out"):
-            # as it is a scratch file of this job, a half-written one is never read: the parent renames nothing
+            needed, free = tokens * vocabulary * 4, shutil.disk_usage(desk.folder).free
+            if needed > free:  # writing a mapped file to a full disk kills the process
+                raise JobError(f"the reference needs {needed} bytes of disk, {free} are free; score fewer windows")
             self.out = np.lib.format.open_memmap(
                 desk.folder / job["reference_out"], mode="w+", dtype=np.float32, shape=(tokens, vocabulary)
             )
@@ -82,7 +85,7 @@ class Scorer:
 
     def finish(self) -> dict[str, Any]:
         """Write the arrays beside the job and return their names and means."""
-        arrays = {"nll": self.nll}
+        arrays: dict[str, np.ndarray] = {"nll": self.nll}
         if self.out is not None:
             self.out.flush()
         if self.reference is not None:

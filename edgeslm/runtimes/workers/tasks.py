@@ -178,20 +178,26 @@ def generate(open_engine: Open, desk: Desk) -> dict[str, Any]:
 
 
 def serve(open_engine: Open, desk: Desk) -> dict[str, Any]:
-    """The task `serve`: requests as stdin lines `{"ids", "max_new", "sampling", "stop"}`; a line `{"id"}` for each
-    token as it comes, then `{"done": true, ...timings}`; one that cannot be done gives `{"done": true, "error"}`."""
+    """The task `serve`: requests as stdin lines `{"ids", "max_new", "sampling", "stop", "turn"}`; for each token, as it
+    comes, a line `{"id", "turn"}`, then `{"done": true, "turn", ...timings}` or `{"done": true, "turn", "error"}`. `turn`
+    is the asker's own number, so that the rest of an answer it gave up can be told from the next."""
     engine = open_engine(desk)
     desk.say({"ready": True, "load_s": engine.load_s, "engine": engine.info})
     held: list[int] = []
     turns = 0
     for request in requests(desk):
+        mark = {"turn": request.get("turn", 0)}
+
+        def hand_on(token: int, mark: dict[str, Any] = mark) -> None:
+            desk.say({"id": token, **mark})
+
         try:
-            timings = stream(engine, held, request["ids"], request, lambda token: desk.say({"id": token}))
+            timings = stream(engine, held, request["ids"], request, hand_on)
         except JobError as error:
-            desk.say({"done": True, "error": str(error)})
+            desk.say({"done": True, **mark, "error": str(error)})
             continue
         turns += 1
-        desk.say({"done": True, **timings})
+        desk.say({"done": True, **mark, **timings})
     return {"engine": engine.info, "turns": turns}
 
 

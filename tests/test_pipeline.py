@@ -1,0 +1,221 @@
+"""The main path on a tiny teacher through the command line: same again, killed and resumed, bad input, a whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from edgeslm import recipe as recipes
+from edgeslm.pipeline.check import check
+from edgeslm.pipeline.run import run
+from edgeslm.pipeline.stage import Context
+from edgeslm.progress import Progress
+from edgeslm.quantize.frozen import Frozen
+
+needs_llama_cpp = pytest.mark.skipif(
+    not list(Path(sys.prefix).glob("lib/python*/site-packages/llama_cpp")),
+    reason="needs llama-cpp-python: python -m edgeslm.runtimes.native",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("tiny")
+    tiny.recipe(made)
+    return made
+
+
+def edgeslm(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeslm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def distilled(folder: Path, runs: Path, *overrides: str) -> Path:
+    loaded = recipes.load(folder / "tiny.yaml", overrides)
+    root = run(loaded, folder, runs, Progress(quiet=True), until="distill")
+    return root / json.loads((root / "run.json").read_text())["stages"]["distill"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = Frozen.load(a / "frozen"), Frozen.load(b / "frozen")
+    assert left.tensors.keys() == right.tensors.keys() and len(left.tensors) > 10
+    return all(
+        torch.equal(t.codes, right.tensors[n].codes)
+        and all(torch.equal(t.scales[k], right.tensors[n].scales[k]) for k in t.scales)
+        for n, t in left.tensors.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory) -> Path:
+    return distilled(folder, tmp_path_factory.mktemp("whole"))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(folder, whole, tmp_path):
+    assert same_weights(whole, distilled(folder, tmp_path / "again"))
+    assert not same_weights(whole, distilled(folder, tmp_path / "other", "seed=1"))
+
+
+def test_what_trained_is_what_is_frozen_and_on_its_grid(whole):
+    frozen = Frozen.load(whole / "frozen")
+    assert {t.format for t in frozen.tensors.values()} == {"q4_0", "f32"}
+    assert frozen.tensors["model.embed_tokens.weight"].format == "q4_0"
+    assert all(t.format == "f32" for n, t in frozen.tensors.items() if "norm" in n)
+    assert frozen.config["num_hidden_layers"] == 3
+
+
+def test_log_and_summary_hold_what_the_report_reads(whole):
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["grid"] for line in lines] == [False, True, True, True, True, True, True, True]
+    assert lines[-1]["tokens"] == 8 * 128
+    summary = json.loads((whole / "summary.json").read_text())
+    assert [p["tokens"] for p in summary["heldout"]] == [0, 256, 512, 768, 1024]
+    assert 0 < summary["share_of_bound"] < 1
+    assert not (whole / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("lines", [1, 3, 6])
+def test_killed_and_resumed_equals_never_killed(folder, whole, tmp_path, lines):
+    """SIGKILL, which no handler sees, once the log holds some lines; then the same command again."""
+    command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        logs = list(tmp_path.glob("tiny/distill-*/log.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() in (-signal.SIGKILL, 0)
+    done = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill")
+    assert done.returncode == 0, done.stderr
+    (resumed,) = tmp_path.glob("tiny/distill-*")
+    assert same_weights(whole, resumed)
+    assert [json.loads(x)["step"] for x in (resumed / "log.jsonl").read_text().splitlines()] == list(range(1, 9))
+
+
+def test_a_finished_stage_is_not_done_again(folder, whole):
+    before = (whole / "frozen" / "frozen.safetensors").stat().st_mtime_ns
+    distilled(folder, whole.parent.parent)
+    assert (whole / "frozen" / "frozen.safetensors").stat().st_mtime_ns == before
+
+
+def test_zero_steps_is_the_student_as_built(folder, tmp_path):
+    untrained = distilled(folder, tmp_path, "distill.train.steps=0")
+    frozen = Frozen.load(untrained / "frozen")
+    kept = json.loads(next(tmp_path.glob("tiny/student-*/importance.json")).read_text())["kept"]
+    source = dict(tiny.llama().named_parameters())
+    name = "layers.2.mlp.up_proj.weight"
+    close = (frozen.tensors[f"model.{name}"].decode() - source[f"model.layers.{kept[2]}.mlp.up_proj.weight"]).abs()
+    assert close.max() < 0.1 and len(kept) == 3
+
+
+@needs_llama_cpp
+def test_a_whole_run_through_the_command_line(folder, tmp_path):
+    done = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    root = Path(done.stdout.strip())
+    record = json.loads((root / "run.json").read_text())
+    assert list(record["stages"]) == ["teacher", "data", "student", "distill", "export", "evaluate", "benchmark"]
+    assert record["problems"] == []
+    exact = json.loads((root / record["stages"]["export"] / "exact.json").read_text())
+    assert [e["artifact"] for e in exact] == ["student.gguf", "teacher-f32.gguf"]
+    assert all(e["exact"] == e["tensors"] > 20 for e in exact)
+    results = json.loads((root / "results.json").read_text())
+    metrics = {(m["metric"], m["where"]["artifact"]) for m in results["measurements"]}
+    assert {("kl", "student.gguf"), ("perplexity", "teacher-f32.gguf"), ("decode", "student.gguf")} <= metrics
+    assert "student.gguf" in (root / "report.md").read_text()
+    assert (root / "report.html").stat().st_size > 10_000
+    again = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path)
+    assert again.returncode == 0 and again.stderr.count("done before") == 7
+    exported = edgeslm("export", root, "--out", tmp_path / "again.gguf", "--json")
+    assert json.loads(exported.stdout)["exact"] == exact[0]["tensors"], exported.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.train.stepz=3", "did you mean 'steps'"),
+        ("distill.objective=[{loss: forward_lk}]", "did you mean 'forward_kl'"),
+        ("distill.objective=[{loss: forward_kl, temprature: 2}]", "has no option 'temprature'"),
+        ("student.layers=9", "the teacher has 4 layers"),
+        ("quantize.plan=[{pattern: '*', format: q4_2}]", "unknown format 'q4_2'"),
+        ("quantize.plan=[{pattern: '*', format: q4_k}]", "rows of 64 are no multiple of the 256-weight blocks"),
+        ("quantize.plan=[{pattern: 'nothing', format: q4_0}]", "no rule of the plan matches"),
+        ("teacher.model=nowhere.gguf", "nowhere.gguf"),
+        ("data.sources.0.paths=[none.txt]", "no file matches 'none.txt'"),
+        ("evaluate.paths=[learn.txt]", "both trained on and judged by"),
+    ],
+)
+def test_bad_recipes_are_one_sentence_and_exit_2_before_any_compute(folder, tmp_path, override, words):
+    done = edgeslm("run", folder / "tiny.yaml", override, "--runs", tmp_path)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "tiny").exists()
+
+
+def test_check_tells_all_problems_and_writes_nothing(folder, tmp_path):
+    overrides = ["student.layers=9", "distill.objective=[{loss: nope}]", "teacher.sha256=00"]
+    loaded = recipes.load(folder / "tiny.yaml", overrides[:2])
+    found = check(Context(loaded, folder, tmp_path / "none", Progress(quiet=True)))
+    assert len(found.problems) == 2 and not (tmp_path / "none").exists()
+
+
+def test_check_shows_the_plan(folder):
+    done = edgeslm("check", folder / "tiny.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    assert "4.5" in plan["student's weights"] and "8 steps of 128 tokens" in plan["training"]
+
+
+def test_text_that_is_not_utf8_is_refused_before_any_compute(folder, tmp_path):
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    done = edgeslm("run", folder / "tiny.yaml", "data.sources.0.paths=[latin.txt]", "--runs", tmp_path)
+    assert done.returncode == 2 and "byte 3 is not UTF-8" in done.stderr
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(folder, tmp_path):
+    """Tokenizer and embedding that do not belong together."""
+    broken = tiny.teacher_folder(tmp_path / "broken")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(64)])
+    tokenizer.save_pretrained(broken)
+    done = edgeslm("run", folder / "tiny.yaml", f"teacher.model={broken}", "--runs", tmp_path)
+    assert done.returncode == 2 and "do not belong together" in done.stderr, done.stderr
+
+
+def test_ctrl_c_leaves_with_a_sentence_and_the_run_goes_on(folder, whole, tmp_path):
+    command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/distill-*/log.jsonl")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    if process.returncode != 0:  # it may have finished in the same moment
+        assert process.returncode == 130 and "goes on from there" in stderr and "Traceback" not in stderr
+    assert edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill").returncode == 0
+    (resumed,) = tmp_path.glob("tiny/distill-*")
+    assert same_weights(whole, resumed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root to mount a small disk")
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(folder, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        done = edgeslm("run", folder / "tiny.yaml", "--runs", disk)
+        assert done.returncode == 2 and "GB free" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,85 @@
+"""Small models, tokenizers and recipes that tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes only, with chat markers: 256 + 3 tokens, GPT-2's pre-tokenizer."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, **{c: i + 3 for i, c in enumerate(alphabet)}}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", bos_token="<|im_start|>")
+    made.chat_template = TEMPLATE
+    return made
+
+
+def llama(layers: int = 4, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=288,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.15,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def teacher_folder(folder: Path) -> Path:
+    """A tiny teacher in hub layout."""
+    llama().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+RECIPE = """
+name: tiny
+teacher: {{model: {teacher}}}
+data:
+  sequence: 32
+  sources:
+    - {{kind: text, paths: ["{text}"], share: 0.6}}
+    - {{kind: chat, paths: ["{chat}"], share: 0.2}}
+    - {{kind: written, seeds: ["{chat}"], rows: 4, max_new: 24, batch: 2, share: 0.2}}
+student: {{kind: depth, layers: 3, importance_tokens: 128}}
+quantize: {{refit_every: 2, start: 0.25}}
+distill:
+  train: {{steps: 8, batch_tokens: 128, micro_rows: 2, lr: 0.002, checkpoint_every: 2, precision: f32}}
+export: {{kinds: [gguf], teacher: [gguf-f32]}}
+evaluate: {{paths: ["{judge}"], context: 32, windows: 4, prompts: ["Say hello."], answer_tokens: 4}}
+benchmark: {{prompt_tokens: 8, new_tokens: 4, processes: 1, repeats: 2, warmups: 1}}
+"""
+
+
+def recipe(folder: Path) -> Path:
+    """A whole recipe on a tiny teacher; its data lies beside it."""
+    teacher_folder(folder / "teacher")
+    sentences = [f"The {w} fox number {i} jumps over the lazy dog." for i, w in enumerate(["red", "old", "sly"] * 30)]
+    (folder / "learn.txt").write_text("\n".join(sentences), encoding="utf-8")
+    (folder / "judge.txt").write_text("A whale swam slowly past the ship at dawn, and nobody saw. " * 12, encoding="utf-8")
+    rows = ['{"prompt": "Say hi.", "response": "Hi!"}', '{"prompt": "Count to two.", "response": "One, two."}']
+    (folder / "chat.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    text = RECIPE.format(teacher="teacher", text="learn.txt", chat="chat.jsonl", judge="judge.txt")
+    path = folder / "tiny.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
