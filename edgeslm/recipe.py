@@ -130,7 +130,7 @@ class LossTerm(BaseModel):
 class TrainPart(Part):
     steps: Annotated[int, Field(ge=0)]  # 0: the student as built
     batch_tokens: Positive = 2048
-    micro_rows: Positive = 4
+    micro_rows: Positive = 8
     lr: Annotated[float, Field(gt=0)] = 3e-4
     schedule: Literal["wsd", "cosine"] = "wsd"
     warmup: Fraction = 0.05

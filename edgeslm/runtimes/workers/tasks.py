@@ -178,9 +178,12 @@ def generate(open_engine: Open, desk: Desk) -> dict[str, Any]:
 
 
 def serve(open_engine: Open, desk: Desk) -> dict[str, Any]:
-    """The task `serve`: requests as stdin lines `{"ids", "max_new", "sampling", "stop", "turn"}`; for each token, as it
-    comes, a line `{"id", "turn"}`, then `{"done": true, "turn", ...timings}` or `{"done": true, "turn", "error"}`. `turn`
-    is the asker's own number, so that the rest of an answer it gave up can be told from the next."""
+    """The task `serve`: requests as stdin lines `{"ids", "max_new", "sampling", "stop", "turn"}`.
+
+    For each token, as it comes, a line `{"id", "turn"}`; then `{"done": true, "turn", ...timings}`, or
+    `{"done": true, "turn", "error"}` for a request that cannot be done. `turn` is the asker's own number, so that the
+    rest of an answer it gave up can be told from the next.
+    """
     engine = open_engine(desk)
     desk.say({"ready": True, "load_s": engine.load_s, "engine": engine.info})
     held: list[int] = []
