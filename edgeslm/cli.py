@@ -83,14 +83,18 @@ def export(
     from edgeslm.cli_actions import export_again
 
     result = export_again(run_folder, kind, out, accuracy_level)
-    line = f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"
+    line = (
+        f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"
+    )
     typer.echo(json.dumps(result, indent=1) if as_json else line)
 
 
 @app.command("eval")
 def evaluate(
     model: Model,
-    reference: Annotated[str, typer.Option("--teacher", help="Float teacher file (.gguf or ONNX folder) to compare with.")],
+    reference: Annotated[
+        str, typer.Option("--teacher", help="Float teacher file (.gguf or ONNX folder) to compare with.")
+    ],
     text: Annotated[list[Path], typer.Option("--text", help="UTF-8 text to judge by; may be repeated.")],
     context: Annotated[int, typer.Option(help="Tokens of a window; its second half is scored.")] = 512,
     windows: Annotated[int, typer.Option(help="At most this many windows.")] = 8,
@@ -199,7 +203,9 @@ def _show(measurements: list, problems: list, as_json: bool) -> None:
         typer.echo(json.dumps({"measurements": [m.to_json() for m in measurements], "problems": problems}, indent=1))
     else:
         for m in measurements:
-            spread = f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
+            spread = (
+                f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
+            )
             mark = "" if m.kind == "measured" else f"  [{m.kind}]"
             typer.echo(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
     for problem in problems:

@@ -68,7 +68,7 @@ def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int) ->
         raise ExportError(f"--kind {kind}: no such container; known are {', '.join(EXPORTERS)}")
     frozen = Frozen.load(frozen_folder(run))
     target = out or run / ("student.gguf" if kind == "gguf" else f"student-{kind}")
-    options = {"accuracy_level": accuracy_level} if kind == "onnx" else {}
+    options: dict[str, Any] = {"accuracy_level": accuracy_level} if kind == "onnx" else {}
     artifact = EXPORTERS[kind](frozen, target, **options)
     found = verify(artifact, frozen)
     if found["exact"] != found["tensors"]:

@@ -54,7 +54,9 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_TOP_PAD, 64 << 20))
 
 
-def matmul_flops(compute: Compute, rows: int = 2048, width: int = 576, inner: int = 1536, seconds: float = 0.5) -> float:
+def matmul_flops(
+    compute: Compute, rows: int = 2048, width: int = 576, inner: int = 1536, seconds: float = 0.5
+) -> float:
     """Operations per second of one plain matrix product, the ceiling of a training step on this device."""
     a = torch.randn(rows, width, dtype=compute.dtype, device=compute.device)
     b = torch.randn(inner, width, dtype=compute.dtype, device=compute.device)

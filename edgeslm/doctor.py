@@ -31,7 +31,9 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Packages, compiler, CPU, memory, energy sensors, disk. Loads nothing heavy."""
-    found = [Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "install Python 3.10 or later", False)]
+    found = [
+        Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "install Python 3.10 or later", False)
+    ]
     for package, use, remedy, optional in PACKAGES:
         try:
             found.append(Finding(package, True, f"{version(package)}, for {use}", remedy, optional))
@@ -60,13 +62,20 @@ def _machine() -> list[Finding]:
     rails = [rail.name for rail in readable_rails()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return [
-        Finding("CPU", True, f"{known.get('cpu', 'unknown')}, {cores} cores, {' '.join(known.get('simd', []))}", "", True),
-        Finding("memory", memory >= 6e9, f"{memory / 1e9:.1f} GB (the quickstart needs 6)", "use a larger machine", True),
-        Finding("disk", free >= 6e9, f"{free / 1e9:.1f} GB free here (the quickstart needs 6)", "free some space", True),
+        Finding(
+            "CPU", True, f"{known.get('cpu', 'unknown')}, {cores} cores, {' '.join(known.get('simd', []))}", "", True
+        ),
+        Finding(
+            "memory", memory >= 6e9, f"{memory / 1e9:.1f} GB (the quickstart needs 6)", "use a larger machine", True
+        ),
+        Finding(
+            "disk", free >= 6e9, f"{free / 1e9:.1f} GB free here (the quickstart needs 6)", "free some space", True
+        ),
         Finding(
             "energy counters",
             bool(rails),
-            ", ".join(rails) or "none readable: energy is estimated when benchmark.watts_per_core is given, else left out",
+            ", ".join(rails)
+            or "none readable: energy is estimated when benchmark.watts_per_core is given, else left out",
             "RAPL needs a physical Intel or AMD machine and read permission on /sys/class/powercap",
             True,
         ),

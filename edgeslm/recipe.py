@@ -106,11 +106,13 @@ class PlanRule(Part):
 
 
 class QuantizePart(Part):
-    """First matching rule wins; norms and biases stay float32. `start`: share of the steps trained in float first."""
+    """First matching rule wins; norms and biases stay float32. `start`: share of the steps trained in float first.
+    `refit_every`: search the scales anew every so many steps; by default they stay as first fitted, because a new
+    scale rounds every weight of its block anew and throws away what rounding had been trained into it."""
 
     plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] = (PlanRule(pattern="*", format="q4_0"),)
     start: Fraction = 0.0
-    refit_every: Positive = 16
+    refit_every: Positive | None = None
 
 
 class SchemePart(Part):
@@ -218,7 +220,7 @@ class Recipe(Part):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe and applies `dotted.key=value` overrides (values are YAML). Raises RecipeError with every problem."""
+    """Reads a recipe and applies `dotted.key=value` overrides (YAML values). Raises RecipeError with all problems."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -58,14 +58,19 @@ def test_order_keeps_shares_everywhere_and_reads_all_before_repeating():
 
 def test_text_that_is_not_utf8_says_where(tmp_path):
     path = tmp_path / "latin.txt"
-    path.write_bytes("caf".encode() + b"\xe9 au lait")
+    path.write_bytes(b"caf" + b"\xe9 au lait")
     with pytest.raises(DataError, match=r"latin\.txt: byte 3 is not UTF-8"):
         text.read(path)
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "not valid JSON"), ("[]", "JSON object"), ('{"prompt": "x"}', "'prompt' and 'response'"), ('{"messages": [1]}', "'role'")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", "JSON object"),
+        ('{"prompt": "x"}', "'prompt' and 'response'"),
+        ('{"messages": [1]}', "'role'"),
+    ],
 )
 def test_chat_rows_that_are_wrong_name_their_line(tmp_path, line, words):
     path = tmp_path / "chat.jsonl"
@@ -97,7 +102,9 @@ def test_greedy_writing_equals_transformers_generate():
     settings = WriteSettings(rows=4, max_new=12, batch=3, temperature=0.0, top_k=0, top_p=1.0, seed=0)
     written = write(model, prompts, settings, [stop])
     for prompt, got in zip(prompts, written, strict=True):
-        wanted = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0)
+        wanted = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=stop, pad_token_id=0
+        )
         assert got == wanted[0].tolist()
 
 

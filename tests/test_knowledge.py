@@ -8,7 +8,10 @@ import torch
 from edgeslm.knowledge import LOSSES
 
 N, V = 7, 33
-OPTIONS = {"forward_kl": [{}, {"temperature": 2.0}, {"temperature": 0.5}], "cross_entropy": [{}, {"label_smoothing": 0.1}]}
+OPTIONS = {
+    "forward_kl": [{}, {"temperature": 2.0}, {"temperature": 0.5}],
+    "cross_entropy": [{}, {"label_smoothing": 0.1}],
+}
 CASES = [(name, options) for name, choices in OPTIONS.items() for options in choices]
 
 

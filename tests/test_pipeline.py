@@ -197,7 +197,9 @@ def test_ctrl_c_leaves_with_a_sentence_and_the_run_goes_on(folder, whole, tmp_pa
     command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/distill-*/log.jsonl")):
+    while (
+        process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/distill-*/log.jsonl"))
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
@@ -208,7 +210,9 @@ def test_ctrl_c_leaves_with_a_sentence_and_the_run_goes_on(folder, whole, tmp_pa
     assert same_weights(whole, resumed)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root to mount a small disk")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root to mount a small disk"
+)
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(folder, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

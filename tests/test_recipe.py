@@ -80,7 +80,12 @@ def test_a_missing_recipe_is_one_sentence(tmp_path):
 def test_overrides_reach_any_depth():
     path = FOLDER / "quickstart.yaml"
     loaded = recipes.load(path, ["distill.train.steps=7", "data.sources.0.share=2.5", "benchmark=null", "seed=3"])
-    assert (loaded.distill.train.steps, loaded.data.sources[0].share, loaded.benchmark, loaded.seed) == (7, 2.5, None, 3)
+    assert (loaded.distill.train.steps, loaded.data.sources[0].share, loaded.benchmark, loaded.seed) == (
+        7,
+        2.5,
+        None,
+        3,
+    )
     assert loaded.tokens == 7 * 2048
     assert loaded.hash != recipes.load(path).hash
 

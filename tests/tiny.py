@@ -80,7 +80,9 @@ def recipe(folder: Path) -> Path:
     teacher_folder(folder / "teacher")
     sentences = [f"The {w} fox number {i} jumps over the lazy dog." for i, w in enumerate(["red", "old", "sly"] * 30)]
     (folder / "learn.txt").write_text("\n".join(sentences), encoding="utf-8")
-    (folder / "judge.txt").write_text("A whale swam slowly past the ship at dawn, and nobody saw. " * 12, encoding="utf-8")
+    (folder / "judge.txt").write_text(
+        "A whale swam slowly past the ship at dawn, and nobody saw. " * 12, encoding="utf-8"
+    )
     rows = ['{"prompt": "Say hi.", "response": "Hi!"}', '{"prompt": "Count to two.", "response": "One, two."}']
     (folder / "chat.jsonl").write_text("\n".join(rows), encoding="utf-8")
     text = RECIPE.format(teacher="teacher", text="learn.txt", chat="chat.jsonl", judge="judge.txt")

@@ -35,7 +35,7 @@ CONTROL_SPELLINGS = frozenset(
     ▁<PRE> <|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> ▁<SUF> <|code_suffix|>
     <|suffix|> <|fim_middle|> <fim-middle> <fim_middle> <MID> ▁<MID> <|code_middle|> <|middle|> <|fim_pad|>
     <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
-    """.split()  # noqa: RUF001, SIM905
+    """.split()  # noqa: SIM905
 )
 FILE_TYPES = {"f32": LlamaFileType.ALL_F32} | {
     name: LlamaFileType[f"MOSTLY_{label}"]

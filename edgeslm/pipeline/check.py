@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def check(context: Context) -> Findings:
     """Nothing is computed: files are looked at, the teacher's header is read, formats and losses are looked up."""
     recipe, found = context.recipe, Findings()
     for source in recipe.data.sources:
-        found.attempt(lambda s=source: _files(context, s.seeds if s.kind == "written" else s.paths))
+        patterns = source.seeds if source.kind == "written" else source.paths
+        found.attempt(partial(_files, context, patterns))
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
     if judged is not None:
         _held_out(context, found)
@@ -72,7 +74,7 @@ def _held_out(context: Context, found: Findings) -> None:
     judged = {p.resolve() for p in expand(context.recipe.evaluate.paths, context.base)}
     for source in context.recipe.data.sources:
         if source.kind == "text":
-            both = judged & {p.resolve() for p in found.attempt(lambda s=source: expand(s.paths, context.base)) or []}
+            both = judged & {p.resolve() for p in found.attempt(partial(expand, source.paths, context.base)) or []}
             if both:
                 found.problems.append(
                     f"{min(both).name} is both trained on and judged by; held-out text must share nothing with training"
@@ -156,7 +158,8 @@ def _space(context: Context, student: int, teacher: int, found: Findings) -> Non
     free = shutil.disk_usage(folder).free
     if free < needed:
         found.problems.append(
-            f"{folder}: {free / 1e9:.1f} GB free but the run may need {needed / 1e9:.1f} GB; free some space or use --runs"
+            f"{folder}: {free / 1e9:.1f} GB free but the run may need {needed / 1e9:.1f} GB; "
+            "free some space or use --runs"
         )
 
 
@@ -172,7 +175,10 @@ def _describe_plan(
     found.plan += [
         ("teacher", f"{recipe.teacher.model}: {summary.arch}, {units.count(summary.parameters)} parameters"),
         ("teacher's tensors", kinds + (" (used as dequantised)" if summary.dequantised else "")),
-        ("student", f"{recipe.student.kind}, {shape['num_hidden_layers']} layers, {units.count(parameters)} parameters"),
+        (
+            "student",
+            f"{recipe.student.kind}, {shape['num_hidden_layers']} layers, {units.count(parameters)} parameters",
+        ),
         ("student's weights", f"{units.byte_count(size)}, {8 * size / parameters:.2f} bits each"),
         ("teacher in float32", units.byte_count(4 * summary.parameters)),
         ("training", f"{recipe.distill.train.steps} steps of {recipe.distill.train.batch_tokens} tokens"),

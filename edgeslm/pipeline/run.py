@@ -90,7 +90,8 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
         stage.run(context, folder)
     except OSError as error:
         raise EdgeSLMError(
-            f"{stage.name}: {error.strerror or error} ({error.filename or folder}); what was finished is kept, mend this and run again"
+            f"{stage.name}: {error.strerror or error} ({error.filename or folder}); what was finished is kept, "
+            "mend this and run again"
         ) from error
     seconds = time.perf_counter() - start
     write_json(done, {"stage": stage.name, "seconds": seconds})

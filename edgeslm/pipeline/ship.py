@@ -35,7 +35,7 @@ def _export(context: Context, folder: Path) -> None:
 
     def ship(frozen: Any, kind: str, name: str) -> None:
         context.progress.say(f"  export: {name}")
-        options = {"accuracy_level": part.accuracy_level} if kind == "onnx" else {}
+        options: dict[str, Any] = {"accuracy_level": part.accuracy_level} if kind == "onnx" else {}
         artifact = EXPORTERS[kind](frozen, folder / name, **options)
         artifacts.append(artifact)
         exact.append(verify(artifact, frozen))
@@ -44,8 +44,8 @@ def _export(context: Context, folder: Path) -> None:
     for kind in part.kinds:
         ship(student, kind, STUDENT_FILES[kind])
     for choice in part.teacher:
-        kind, grid, name = TEACHER_FILES[choice]
-        ship(_teacher_frozen(context, grid), kind, name)
+        container, grid, name = TEACHER_FILES[choice]
+        ship(_teacher_frozen(context, grid), container, name)
     write_json(folder / "artifacts.json", [a.to_json() for a in artifacts])
     write_json(folder / "exact.json", exact)
     wrong = [e for e in exact if e["exact"] != e["tensors"]]
@@ -111,9 +111,7 @@ def _evaluate(context: Context, folder: Path) -> None:
     rows: list[dict[str, Any]] = []
     if part.prompts:
         tokenizer = context.tokenizer
-        prompts = [
-            (p, template_ids(tokenizer, [{"role": "user", "content": p}], answer=True)) for p in part.prompts
-        ]
+        prompts = [(p, template_ids(tokenizer, [{"role": "user", "content": p}], answer=True)) for p in part.prompts]
         speakers = _find(artifacts, "teacher-f32.gguf", *STUDENT_FILES.values())
         rows, more = answers(
             speakers,
@@ -155,7 +153,9 @@ def _benchmark(context: Context, folder: Path) -> None:
     _note_problems(context, folder, "benchmark", problems)
     for m in found:
         if m.metric in ("prefill", "decode"):
-            context.progress.say(f"  benchmark: {m.where.artifact} ({m.where.runtime}): {m.metric} {m.median:.1f} {m.unit}")
+            context.progress.say(
+                f"  benchmark: {m.where.artifact} ({m.where.runtime}): {m.metric} {m.median:.1f} {m.unit}"
+            )
 
 
 def _note_problems(context: Context, folder: Path, stage: str, problems: list[dict[str, str]]) -> None:

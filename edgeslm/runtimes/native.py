@@ -62,7 +62,7 @@ def build(folder: Path) -> Path:
         result = subprocess.run([*command, f"llama-cpp-python=={VERSION}"], env=environment, check=False)
         if result.returncode:
             raise SystemExit(
-                f"error: llama-cpp-python {VERSION} did not build; it needs a C++ compiler and access to the package index"
+                f"error: llama-cpp-python {VERSION} did not build; it needs a C++ compiler and the package index"
             )
         wheel = next(Path(part).glob("*.whl"))
         wheel.with_suffix(".whl.sha256").write_text(_sha256(wheel), encoding="ascii")

@@ -32,7 +32,9 @@ def save(step: Step, done: int, folder: Path) -> None:
             os.fsync(file.fileno())
     except Exception as error:  # safetensors raises its own type for a full disk
         part.unlink(missing_ok=True)
-        raise DataError(f"{folder}: the checkpoint cannot be written ({error}); free some disk space and run again") from error
+        raise DataError(
+            f"{folder}: the checkpoint cannot be written ({error}); free some disk space and run again"
+        ) from error
     os.replace(part, folder / NAME)
 
 

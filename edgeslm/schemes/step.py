@@ -34,7 +34,7 @@ class StepSettings:
     clip: float
     weight_decay: float
     betas: tuple[float, float]
-    refit_every: int
+    refit_every: int | None  # None: scales stay as first fitted
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Step:
     def __call__(
         self, batch: Batch, teacher: Callable[[Tensor], Signals] | None, *, lr: float, grid: bool, index: int
     ) -> StepLog:
-        """One update. `index` is the number of updates done; scales are refitted every `refit_every` of them.
+        """One update. `index` is the number of updates done; `refit_every` counts them.
         `grid` says whether the weights left in the module lie on the plan's grid."""
         count = float(batch.mask[:, 1:].sum())
         total, sums = 0.0, torch.zeros(len(self.objective.terms), dtype=torch.float64)
@@ -82,7 +82,8 @@ class Step:
             group["lr"] = lr
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.masters.set_weights(grid=grid, refit=(index + 1) % self.settings.refit_every == 0)
+        every = self.settings.refit_every
+        self.masters.set_weights(grid=grid, refit=every is not None and (index + 1) % every == 0)
         names = [t.name for t in self.objective.terms]
         return StepLog(total, dict(zip(names, sums.tolist(), strict=True)), float(norm))
 

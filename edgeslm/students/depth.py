@@ -7,6 +7,7 @@ influence are left out; importance is measured on real text, never taken from po
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from edgeslm.errors import ModelError
 
 
 @torch.no_grad()
-def block_influence(model: nn.Module, ids: Tensor, rows: int = 4) -> list[float]:
+def block_influence(model: Any, ids: Tensor, rows: int = 4) -> list[float]:
     """One score per layer, in 0..2. ids [R, T]; `rows` are run together."""
-    layers = model.base_model.layers  # type: ignore[union-attr]
+    layers = model.base_model.layers
     sums = torch.zeros(len(layers), dtype=torch.float64)
     hooks = [layer.register_forward_hook(_adder(sums, index)) for index, layer in enumerate(layers)]
     try:
         for at in range(0, ids.shape[0], rows):
-            model.base_model(input_ids=ids[at : at + rows], use_cache=False)  # type: ignore[operator]
+            model.base_model(input_ids=ids[at : at + rows], use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -47,20 +48,20 @@ def choose(scores: list[float], keep: int) -> tuple[list[int], list[int]]:
     return [i for i in range(len(scores)) if i not in dropped], dropped
 
 
-def prune(model: nn.Module, kept: list[int]) -> nn.Module:
+def prune(model: Any, kept: list[int]) -> Any:
     """A copy of the teacher with the kept layers only; all weights are the student's own."""
-    layers = model.base_model.layers  # type: ignore[union-attr]
-    model.base_model.layers = nn.ModuleList()  # type: ignore[union-attr]
+    layers = model.base_model.layers
+    model.base_model.layers = nn.ModuleList()
     try:
         student = copy.deepcopy(model)
     finally:
-        model.base_model.layers = layers  # type: ignore[union-attr]
-    student.base_model.layers = nn.ModuleList(copy.deepcopy(layers[i]) for i in kept)  # type: ignore[union-attr,index]
-    for index, layer in enumerate(student.base_model.layers):  # type: ignore[union-attr,arg-type]
+        model.base_model.layers = layers
+    student.base_model.layers = nn.ModuleList(copy.deepcopy(layers[i]) for i in kept)
+    for index, layer in enumerate(student.base_model.layers):
         layer.self_attn.layer_idx = index
     config = student.config
-    config.num_hidden_layers = len(kept)  # type: ignore[union-attr]
+    config.num_hidden_layers = len(kept)
     types = getattr(config, "layer_types", None)
     if types is not None:
-        config.layer_types = [types[i] for i in kept]  # type: ignore[union-attr]
+        config.layer_types = [types[i] for i in kept]
     return student
