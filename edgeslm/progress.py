@@ -54,9 +54,13 @@ class _Lines:
         rate = self.done / max(now - self.start, 1e-9)
         left = units.seconds(max(0.0, self.total - self.done) / rate) if rate else "?"
         self.progress.say(
-            f"  {self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} {self.unit}/s, {left} left"
+            f"  {self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {_rate(rate)} {self.unit}/s, {left} left"
             + (f", {note}" if note else "")
         )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 @contextmanager
@@ -85,4 +89,4 @@ class _Bar:
     def advance(self, amount: float, note: str = "") -> None:
         self.done += amount
         rate = self.done / max(time.monotonic() - self.start, 1e-9)
-        self.bars.update(self.handle, advance=amount, rate=f"{rate:,.0f} {self.unit}/s", note=note)
+        self.bars.update(self.handle, advance=amount, rate=f"{_rate(rate)} {self.unit}/s", note=note)

@@ -1,0 +1,127 @@
+"""Fills the README's tables from the records: `python -m benchmarks.readme`; with `--check` it only compares.
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test runs `--check`, so no figure can be typed by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import load_gguf, picture, quickstart, quickstart_controls, record, train_step
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def quickstart_table() -> str:
+    entry = record.read("quickstart")[-1]
+    head = quickstart.headline(entry)
+    tokens = next(int(m["tokens"]) for m in entry["measurements"] if m["metric"] == "kl")
+    stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in entry["stage_seconds"].items())
+    text = (
+        f"{head['size_ratio']:.1f} times smaller than the float32 teacher, {head['decode_ratio']:.1f} times its decode "
+        f"speed and {head['memory_ratio']:.1f} times less memory in llama.cpp; KL to the teacher {head['kl']:.3f} nats a "
+        f"token and top-1 agreement {head['top1_agreement']:.1%} on {tokens:,} held-out tokens (Austen, Chesterton)."
+    )
+    return f"{quickstart.table(entry)}\n\n{text}\n\nStages: {stages}. {machine_of(entry)}."
+
+
+def controls_table() -> str:
+    entry = next(r for r in reversed(record.read("quickstart_controls")) if r["kind"] == "result")
+    lines = [
+        "| arm | learning rate | KL, nats/token, three seeds | mean | top-1 | perplexity |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {
+        "ours": "**distilled on the grid (ours)**",
+        "float_then_rounded": "distilled in float, then rounded",
+        "text_then_rounded": "trained on the text alone, then rounded",
+        "untrained": "pruned and rounded, untrained",
+    }
+    for arm, label in names.items():
+        rows = [s["arms"][arm] for s in entry["seeds"]]
+        kl = [r["kl"] for r in rows]
+        cells = [
+            label,
+            str(entry["lr"].get(arm, "–")),
+            ", ".join(f"{v:.4f}" for v in kl),
+            f"{statistics.fmean(kl):.4f}",
+            f"{statistics.fmean(r['top1_agreement'] for r in rows):.1%}",
+            f"{statistics.fmean(r['perplexity'] for r in rows):.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    f = quickstart_controls.figures(entry)
+    tokens = int(entry["seeds"][0]["arms"]["ours"]["tokens"])
+    return (
+        "\n".join(lines) + f"\n\n{entry['tokens']:,} training tokens each, the same rows in the same order; judged on "
+        f"{tokens:,} held-out tokens through llama.cpp. Ours is {f['margin']:.4f} nats below the best control; the largest "
+        f"spread over seeds of any arm is {f['spread']:.4f}."
+    )
+
+
+def speed_table() -> str:
+    entry = record.read("train_step")[-1]
+    lines = [
+        "| training step, ours beside a plain transformers loop | ours | plain | ratio | peak memory | ratio | share of bound |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in entry["rows"]:
+        f = train_step.figures(entry, row)
+        cells = [
+            row,
+            f"{f['tokens_per_s']:.0f} tok/s",
+            f"{f['plain_tokens_per_s']:.0f} tok/s",
+            f"{f['tokens_per_s_ratio']:.2f}",
+            f"{f['peak_memory_bytes'] / 1e9:.2f} GB",
+            f"{f['peak_memory_ratio']:.2f}",
+            f"{f['share_of_bound']:.0%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    ours, theirs = load_gguf.medians(record.read("load_gguf")[-1])
+    text = (
+        f"The bound is one bf16 matrix product measured in the same process. Reading SmolLM2's GGUF (weights and tokenizer) "
+        f"takes {ours:.2f} s; transformers takes {theirs:.1f} s in the same minutes ({theirs / ours:.0f} times)."
+    )
+    return "\n".join(lines) + f"\n\n{text}"
+
+
+def machine_of(entry: dict[str, Any]) -> str:
+    m = entry["machine"]
+    return f"{m['cpu']}, {m['cores']} cores"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quickstart": quickstart_table,
+    "controls": controls_table,
+    "speed": speed_table,
+}
+
+
+def filled(text: str) -> str:
+    """The README with every table made anew."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no place for the table '{name}'")
+        text = pattern.sub(lambda m, make=make: m.group(1) + make() + m.group(2), text)
+    return text
+
+
+def main() -> None:
+    text = README.read_text(encoding="utf-8")
+    wanted = filled(text)
+    image = picture.draw(record.read("quickstart")[-1])
+    if "--check" in sys.argv:
+        if wanted != text or picture.OUT.read_text(encoding="utf-8") != image:
+            raise SystemExit("README.md or its picture differs from the records; run python -m benchmarks.readme")
+        return
+    README.write_text(wanted, encoding="utf-8")
+    picture.OUT.write_text(image, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

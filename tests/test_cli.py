@@ -1,0 +1,120 @@
+"""Sub-commands as a user types them, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from edgeslm.models.load import write_tokenizer
+from edgeslm.quantize.freeze import freeze_floats
+
+needs_llama_cpp = pytest.mark.skipif(
+    not list(Path(sys.prefix).glob("lib/python*/site-packages/llama_cpp")),
+    reason="needs llama-cpp-python: python -m edgeslm.runtimes.native",
+)
+
+
+def edgeslm(*arguments: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeslm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    """A tiny float32 teacher as a GGUF file."""
+    from edgeslm.export.gguf import export
+
+    folder = tmp_path_factory.mktemp("gguf")
+    write_tokenizer(tiny.tokenizer(), folder / "tokenizer")
+    model = tiny.llama()
+    weights = dict(model.named_parameters())
+    frozen = freeze_floats(weights, "f32", "llama", model.config.to_dict(), folder / "tokenizer", "tiny", {})
+    return export(frozen, folder / "tiny.gguf").path
+
+
+def test_formats_lists_every_grid():
+    from edgeslm.formats import FORMATS
+
+    rows = json.loads(edgeslm("formats", "--json").stdout)
+    assert [r["name"] for r in rows] == list(FORMATS)
+    q4_0 = next(r for r in rows if r["name"] == "q4_0")
+    assert (q4_0["bits"], q4_0["gguf"], q4_0["onnx"]) == (4.5, "exact", "exact")
+    assert next(r for r in rows if r["name"] == "q4_1")["onnx"] == "refused"
+    assert "q4_0" in edgeslm("formats").stdout
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it():
+    found = json.loads(edgeslm("doctor", "--json").stdout)
+    names = {f["name"]: f for f in found}
+    assert names["torch"]["ok"] and {"llama-cpp-python", "onnxruntime", "energy counters", "disk"} <= set(names)
+    assert all(f["remedy"] for f in found if not f["ok"])
+
+
+def test_every_command_has_help():
+    text = edgeslm("--help").stdout
+    for command in ("run", "check", "export", "eval", "bench", "report", "chat", "doctor", "formats"):
+        assert command in text
+        assert edgeslm(command, "--help").returncode == 0
+
+
+@needs_llama_cpp
+def test_eval_of_a_file_against_itself_is_zero(gguf, tmp_path):
+    text = tmp_path / "judge.txt"
+    text.write_text("Once there was a lighthouse that nobody had visited for years. " * 6, encoding="utf-8")
+    done = edgeslm("eval", gguf, "--teacher", gguf, "--text", text, "--context", 64, "--windows", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    found = {m["metric"]: m for m in json.loads(done.stdout)["measurements"]}
+    assert abs(found["kl"]["values"][0]) < 1e-6 and found["top1_agreement"]["values"] == [1.0]
+
+
+@needs_llama_cpp
+def test_bench_gives_every_figure(gguf):
+    options = ["--prompt-tokens", 8, "--new-tokens", 4, "--processes", 1, "--repeats", 2, "--json"]
+    done = edgeslm("bench", gguf, *options)
+    assert done.returncode == 0, done.stderr
+    found = {m["metric"]: m for m in json.loads(done.stdout)["measurements"]}
+    assert {"load", "time_to_first_token", "prefill", "decode", "rss_anon_peak", "vm_hwm"} <= set(found)
+    assert len(found["decode"]["values"]) == 2 and len(found["decode"]["warmups"]) >= 1
+    assert not any(m["metric"].startswith("energy") and m["kind"] == "measured" for m in found.values())
+
+
+@needs_llama_cpp
+def test_chat_streams_what_transformers_would_say(gguf):
+    done = edgeslm("chat", gguf, "--temperature", 0, "--max-new", 12, input="Hi\n")
+    assert done.returncode == 0, done.stderr
+    tokenizer, model = tiny.tokenizer(), tiny.llama()
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    wanted = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    said = tokenizer.decode(wanted, skip_special_tokens=True)
+    assert said.rstrip("\ufffd")[:8] in done.stdout, (said, done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "nothing.gguf"], "neither a .gguf file nor an exported ONNX folder"),
+        (["chat", "nothing.gguf"], "nothing.gguf"),
+        (["export", "nowhere"], "no run folder"),
+        (["report", "nowhere"], "nowhere"),
+        (["run", "nowhere.yaml"], "no such recipe"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(arguments, words, tmp_path):
+    done = edgeslm(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_truncated_gguf_is_one_sentence(gguf, tmp_path):
+    short = tmp_path / "short.gguf"
+    short.write_bytes(gguf.read_bytes()[: gguf.stat().st_size // 2])
+    done = edgeslm("bench", short)
+    assert done.returncode == 2 and "short.gguf" in done.stderr and "Traceback" not in done.stderr, done.stderr
