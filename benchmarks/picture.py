@@ -49,14 +49,14 @@ def draw(entry: dict[str, Any]) -> str:
             length = max(2.0, value / top * (half - LEFT - 110))
             kind = "s" if label.startswith("student") else "b"
             marks.append(f'<text x="{x0 + 4:.0f}" y="{y + 12:.0f}">{escape(label)}</text>')
-            marks.append(
-                f'<rect class="{kind}" x="{x0 + LEFT:.0f}" y="{y:.0f}" width="{length:.0f}" height="{BAR}" rx="2"/>'
-            )
+            box = f'x="{x0 + LEFT:.0f}" y="{y:.0f}" width="{length:.0f}" height="{BAR}"'
+            marks.append(f'<rect class="{kind}" {box} rx="2"/>')
             marks.append(f'<text x="{x0 + LEFT + length + 6:.0f}" y="{y + 12:.0f}">{escape(words)}</text>')
     height = 2 * (ROW * 3 + 44) + 4
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-        f"<title>Teacher and student in llama.cpp on the same machine</title><style>{STYLE}</style>{''.join(marks)}</svg>\n"
+        f"<title>Teacher and student in llama.cpp on the same machine</title><style>{STYLE}</style>"
+        f"{''.join(marks)}</svg>\n"
     )
 
 

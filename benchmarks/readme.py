@@ -24,8 +24,8 @@ def quickstart_table() -> str:
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in entry["stage_seconds"].items())
     text = (
         f"{head['size_ratio']:.1f} times smaller than the float32 teacher, {head['decode_ratio']:.1f} times its decode "
-        f"speed and {head['memory_ratio']:.1f} times less memory in llama.cpp; KL to the teacher {head['kl']:.3f} nats a "
-        f"token and top-1 agreement {head['top1_agreement']:.1%} on {tokens:,} held-out tokens (Austen, Chesterton)."
+        f"speed and {head['memory_ratio']:.1f} times less memory in llama.cpp; KL to the teacher {head['kl']:.3f} nats "
+        f"a token and top-1 agreement {head['top1_agreement']:.1%} on {tokens:,} held-out tokens (Austen, Chesterton)."
     )
     return f"{quickstart.table(entry)}\n\n{text}\n\nStages: {stages}. {machine_of(entry)}."
 
@@ -57,16 +57,16 @@ def controls_table() -> str:
     f = quickstart_controls.figures(entry)
     tokens = int(entry["seeds"][0]["arms"]["ours"]["tokens"])
     return (
-        "\n".join(lines) + f"\n\n{entry['tokens']:,} training tokens each, the same rows in the same order; judged on "
-        f"{tokens:,} held-out tokens through llama.cpp. Ours is {f['margin']:.4f} nats below the best control; the largest "
-        f"spread over seeds of any arm is {f['spread']:.4f}."
+        "\n".join(lines) + f"\n\n{entry['tokens']:,} training tokens each, the same rows in the same order; judged "
+        f"on {tokens:,} held-out tokens through llama.cpp. Ours is {f['margin']:.4f} nats below the best control; "
+        f"the largest spread over seeds of any arm is {f['spread']:.4f}."
     )
 
 
 def speed_table() -> str:
     entry = record.read("train_step")[-1]
     lines = [
-        "| training step, ours beside a plain transformers loop | ours | plain | ratio | peak memory | ratio | share of bound |",
+        "| training step, beside a plain loop | ours | plain | ratio | peak memory | ratio | share of bound |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in entry["rows"]:
@@ -83,8 +83,9 @@ def speed_table() -> str:
         lines.append("| " + " | ".join(cells) + " |")
     ours, theirs = load_gguf.medians(record.read("load_gguf")[-1])
     text = (
-        f"The bound is one bf16 matrix product measured in the same process. Reading SmolLM2's GGUF (weights and tokenizer) "
-        f"takes {ours:.2f} s; transformers takes {theirs:.1f} s in the same minutes ({theirs / ours:.0f} times)."
+        f"The bound is one bf16 matrix product measured in the same process. Reading SmolLM2's GGUF (weights and "
+        f"tokenizer) takes {ours:.2f} s; transformers takes {theirs:.1f} s in the same minutes "
+        f"({theirs / ours:.0f} times)."
     )
     return "\n".join(lines) + f"\n\n{text}"
 

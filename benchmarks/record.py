@@ -19,7 +19,7 @@ def append(name: str, record: dict[str, Any]) -> Path:
     """Add one record; date and machine are put in where the benchmark did not."""
     path = RESULTS / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     line = json.dumps({"date": now, "machine": machine(), **record}, ensure_ascii=False)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

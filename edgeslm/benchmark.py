@@ -15,7 +15,7 @@ from typing import Any
 from edgeslm import cost
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
-from edgeslm.devices.facts import load_average, temperature_c
+from edgeslm.devices.facts import busy_cores, temperature_c
 from edgeslm.errors import DataError, EdgeSLMError
 from edgeslm.evaluate.execute import Outcome, execute, scratch
 from edgeslm.measurement import Measurement, Where
@@ -74,7 +74,7 @@ def bench(
     rng = random.Random(settings.seed)
     outcomes: dict[str, list[Outcome]] = {artifact.name: [] for artifact in artifacts}
     problems: dict[str, str] = {}
-    state: dict[str, list[float | None]] = {"load": [], "temperature": []}
+    state: dict[str, list[float | None]] = {"busy": [], "temperature": []}
     done, total = 0, settings.processes * len(artifacts)
     for _ in range(settings.processes):
         for artifact in rng.sample(artifacts, len(artifacts)):
@@ -82,7 +82,7 @@ def bench(
             if artifact.name in problems:
                 continue
             if device.name == "local":
-                state["load"].append(load_average(root))
+                state["busy"].append(busy_cores(root))
                 state["temperature"].append(temperature_c(root))
             try:
                 with scratch(workdir) as folder:
@@ -93,7 +93,7 @@ def bench(
             if on_progress is not None:
                 on_progress(artifact.name, done, total)
     warmest = max((t for t in state["temperature"] if t is not None), default=None)
-    busy = background_note(state["load"], task["threads"])
+    busy = background_note(state["busy"], task["threads"])
     measurements = _bandwidth(device, task)
     for artifact in artifacts:
         if outcomes[artifact.name] and artifact.name not in problems:
@@ -185,9 +185,9 @@ def _bandwidth(device: Device, task: dict[str, Any]) -> list[Measurement]:
     return [Measurement("memory_bandwidth", "bytes/s", (value,), where, covers="device", better="higher", note=note)]
 
 
-def background_note(loads: list[float | None], threads: int) -> str:
-    """A doubt when the machine was busy before the first run; later averages hold our own work."""
-    first = loads[0] if loads else None
-    if first is None or first < 0.3:
+def background_note(busy: list[float | None], threads: int) -> str:
+    """A doubt when others kept the machine busy before a run, looked at while no worker of ours ran."""
+    worst = max((b for b in busy if b is not None), default=0.0)
+    if worst < 0.3:
         return ""
-    return f"the machine was busy before the first run (load average {first:.2f}); {threads} threads shared it"
+    return f"others kept {worst:.1f} cores busy just before a run; {threads} threads shared the machine with them"

@@ -210,7 +210,7 @@ def _show(measurements: list, problems: list, as_json: bool) -> None:
             typer.echo(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
     for problem in problems:
         typer.echo(f"{problem['artifact']}: {problem['what']}", err=True)
-    if problems and not measurements:
+    if problems:
         raise typer.Exit(1)
 
 
@@ -225,6 +225,11 @@ def main() -> None:
     except EdgeSLMError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == 130:  # Ctrl-C, which typer turns into a silent exit
+            kept = "; what was finished is kept, the same command goes on from there" if "run" in sys.argv[1:2] else ""
+            typer.echo(f"stopped{kept}", err=True)
+        raise
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+        sys.exit(2)

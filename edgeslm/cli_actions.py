@@ -11,12 +11,15 @@ from typing import Any
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 from edgeslm.errors import DataError, ExportError, ModelError
 from edgeslm.measurement import Measurement
+from edgeslm.models.stop import stop_ids
+
+NOTE = "edgeslm.json"  # what an exported ONNX folder says of itself
 
 
 def artifact_of(spec: str) -> Artifact:
     """A file or exported folder as an artifact. Raises ModelError for what no runtime here runs.
 
-    Sizes of tensors come from the file's own header; an ONNX folder counts its external data file.
+    Sizes of tensors come from the file's own header, those of an ONNX folder from the note its export left in it.
     """
     path = Path(spec)
     if path.suffix == ".gguf" and path.is_file():
@@ -25,37 +28,16 @@ def artifact_of(spec: str) -> Artifact:
         tensors = read(path).tensors.values()
         formats = [t.format for t in tensors]
         grid = max(set(formats), key=formats.count)
-        parameters = sum(_product(t.shape) for t in tensors)
+        parameters = sum(t.parameters for t in tensors)
         weights = sum(t.nbytes for t in tensors)
         return Artifact(path.name, path, "gguf", path_sha256(path), path_bytes(path), weights, parameters, grid)
     if (path / "genai_config.json").is_file():
-        data = sum(p.stat().st_size for p in path.glob("*.data"))
-        listed = path.parent / "artifacts.json"
-        if listed.exists():
-            known = [Artifact.from_json(a) for a in json.loads(listed.read_text(encoding="utf-8"))]
-            same = [a for a in known if a.name == path.name]
-            if same and same[0].sha256 == path_sha256(path):
-                return same[0]
-        return Artifact(path.name, path, "onnx", path_sha256(path), path_bytes(path), data, _parameters(path), "mixed")
+        known = json.loads((path / NOTE).read_text(encoding="utf-8")) if (path / NOTE).is_file() else None
+        if known is None:
+            raise ModelError(f"{spec}: was not exported by edgeslm (no {NOTE}); export the student again")
+        sizes = known["weight_bytes"], known["parameters"], known["grid"]
+        return Artifact(path.name, path, "onnx", path_sha256(path), path_bytes(path), *sizes)
     raise ModelError(f"{spec}: is neither a .gguf file nor an exported ONNX folder (with genai_config.json)")
-
-
-def _product(shape: Any) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _parameters(folder: Path) -> int:
-    """Of an ONNX folder that carries no record of ours: from the config's shape."""
-    from edgeslm import cost
-
-    decoder = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
-    config = folder / "config.json"
-    if not config.exists():
-        raise ModelError(f"{folder}: holds no config.json; {decoder.get('num_hidden_layers')} layers of unknown width")
-    return cost.counts(json.loads(config.read_text(encoding="utf-8"))).total
 
 
 def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int) -> dict[str, Any]:
@@ -166,7 +148,8 @@ def converse(
             messages.append({"role": "user", "content": text})
             ids = template_ids(tokenizer, messages, answer=True)
             if len(ids) + max_new > context:
-                raise DataError(f"the conversation has grown to {len(ids)} tokens; start anew or give --context")
+                sys.stdout.write(f"[the conversation has grown to {len(ids)} tokens; start anew or give --context]\n")
+                return
             said = _stream(talk, ids, tokenizer, max_new, sampling)
             messages.append({"role": "assistant", "content": said})
 
@@ -180,7 +163,7 @@ def _ask() -> str:
 
 
 def _stream(talk: Any, ids: list[int], tokenizer: Any, max_new: int, sampling: dict[str, Any]) -> str:
-    stop = [i for i in {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} if i is not None]
+    stop = stop_ids(tokenizer)
     given: list[int] = []
     shown = ""
     for token in talk.say(ids, max_new=max_new, sampling=sampling, stop=stop):
@@ -192,9 +175,12 @@ def _stream(talk: Any, ids: list[int], tokenizer: Any, max_new: int, sampling: d
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
-    rate = talk.timings.get("decode_tokens_per_s")
-    sys.stdout.write(f"\n[{len(given)} tokens" + (f", {rate:.1f} tokens/s]\n" if rate else "]\n"))
-    return shown
+    whole = tokenizer.decode(given, skip_special_tokens=True)
+    sys.stdout.write(whole[len(shown) :])  # a last character whose bytes never came
+    spent, count = talk.timings.get("decode_s"), talk.timings.get("tokens", 0)
+    rate = f", {(count - 1) / spent:.1f} tokens/s" if spent and count > 1 else ""
+    sys.stdout.write(f"\n[{len(given)} tokens{rate}]\n")
+    return whole
 
 
 def chat_file(model: str) -> Path:

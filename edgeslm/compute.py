@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from edgeslm.errors import EdgeSLMError
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc malloc.h
 
 
@@ -25,6 +27,10 @@ class Compute:
 
 def resolve(device: str, precision: str, threads: int | None) -> Compute:
     """`auto` takes CUDA, then MPS, then the CPU; and bfloat16 where the device multiplies it in hardware."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EdgeSLMError("device: cuda was asked for but torch sees no CUDA device; use device: auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise EdgeSLMError("device: mps was asked for but torch sees no Apple GPU; use device: auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
@@ -54,6 +60,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_TOP_PAD, 64 << 20))
 
 
+def return_freed_memory() -> None:
+    """Gives back what `keep_freed_memory` kept: before workers are measured, and before a peak is counted anew."""
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except OSError:
+            return
+
+
 def matmul_flops(
     compute: Compute, rows: int = 2048, width: int = 576, inner: int = 1536, seconds: float = 0.5
 ) -> float:
@@ -66,11 +81,14 @@ def matmul_flops(
         torch.nn.functional.linear(a, b)
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
+        elif compute.device.type == "mps":
+            torch.mps.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2.0 * rows * width * inner / best
 
 
 def reset_peak_memory(compute: Compute) -> None:
+    return_freed_memory()
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():

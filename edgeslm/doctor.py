@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +15,20 @@ PACKAGES = (
     ("transformers", "training", "pip install 'transformers>=5'", False),
     ("gguf", "writing GGUF files", "pip install gguf", False),
     ("llama-cpp-python", "running GGUF files", "python -m edgeslm.runtimes.native", True),
-    ("onnxruntime", "running ONNX files", "pip install 'edgeslm[onnx]'", True),
-    ("onnxruntime-genai", "building and running ONNX files", "pip install 'edgeslm[onnx]'", True),
-    ("optimum", "exporting in optimum's layout", "pip install 'edgeslm[optimum]' in an environment of its own", True),
+    ("onnxruntime", "running ONNX files", "pip install onnx onnxruntime onnxruntime-genai onnx-ir", True),
+    (
+        "onnxruntime-genai",
+        "building and running ONNX files",
+        "pip install onnx onnxruntime onnxruntime-genai onnx-ir",
+        True,
+    ),
 )
+
+RUNS = {
+    "llama-cpp-python": "import llama_cpp; llama_cpp.llama_backend_init(); llama_cpp.llama_print_system_info()",
+    "onnxruntime": "import onnxruntime; assert onnxruntime.get_available_providers()",
+    "onnxruntime-genai": "import onnxruntime_genai",
+}
 
 
 @dataclass(frozen=True)
@@ -32,11 +43,13 @@ class Finding:
 def examine() -> list[Finding]:
     """Packages, compiler, CPU, memory, energy sensors, disk. Loads nothing heavy."""
     found = [
-        Finding("python", sys.version_info >= (3, 10), sys.version.split()[0], "install Python 3.10 or later", False)
+        Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or later", False)
     ]
     for package, use, remedy, optional in PACKAGES:
         try:
-            found.append(Finding(package, True, f"{version(package)}, for {use}", remedy, optional))
+            detail = f"{version(package)}, for {use}"
+            ok, why = _runs(package) if package in RUNS else (True, "")
+            found.append(Finding(package, ok, f"{detail}{'; ' * bool(why)}{why}", remedy, optional))
         except PackageNotFoundError:
             found.append(Finding(package, False, f"not installed, needed for {use}", remedy, optional))
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -57,7 +70,7 @@ def _machine() -> list[Finding]:
     from edgeslm.meters.energy import rails as readable_rails
 
     known = facts(measure=False)
-    memory = known.get("memory_bytes") or 0
+    memory = known.get("memory_bytes")
     free = shutil.disk_usage(Path.cwd()).free
     rails = [rail.name for rail in readable_rails()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -80,3 +93,17 @@ def _machine() -> list[Finding]:
             True,
         ),
     ]
+
+
+def _gigabytes(memory: float | None) -> str:
+    return "unknown" if memory is None else f"{memory / 1e9:.1f} GB (the quickstart needs 6)"
+
+
+def _runs(package: str) -> tuple[bool, str]:
+    """Whether a native runtime loads, in a process of its own: one built for another CPU would crash this one."""
+    code = RUNS[package]
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return False, "does not answer"
+    return done.returncode == 0, "" if done.returncode == 0 else f"does not load (exit {done.returncode})"

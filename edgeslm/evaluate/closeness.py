@@ -55,7 +55,15 @@ def evaluate(
         raise DataError("there is no window to score; give text of at least one context length")
     context = max(len(window) for window in windows)
     fed = [[bos_id, *window[1:]] if bos_id is not None else window for window in windows]
-    task = {"task": "score", "windows": fed, "score_from": context // 2, "context": context, "threads": threads}
+    exact = {"kv": "f32", "flash_attention": "off"}  # of llama.cpp: nothing but the file's own grids may round
+    task = {
+        "task": "score",
+        "windows": fed,
+        "score_from": context // 2,
+        "context": context,
+        "threads": threads,
+        **exact,
+    }
     measurements: list[Measurement] = []
     problems: list[dict[str, str]] = []
     with scratch(workdir) as folder:

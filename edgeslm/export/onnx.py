@@ -17,20 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from edgeslm import __version__
 from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
-from edgeslm.export import onnx_graph
-from edgeslm.export.describe import describe, is_planned, tokenizer_folder
-from edgeslm.export.onnx_weights import GRIDS, DataFile, Filler, metadata
+from edgeslm.export.describe import describe, grid, is_planned, tokenizer_folder
+from edgeslm.export.onnx_grids import GRIDS
 from edgeslm.export.place import put_in_place
 from edgeslm.formats import FORMATS
 from edgeslm.quantize.frozen import Frozen
 
 MODEL = "model.onnx"
+NOTE = "edgeslm.json"  # sizes that cannot be read off the graph; `edgeslm bench` and `chat` look here
 BUILDER_TIMEOUT_S = 900
 GRAPH_BYTES = 2 << 20  # nodes, generously
 FLOATS = ("f32", "f16", "bf16")
@@ -66,6 +65,13 @@ def export(
     """
     say = on_progress or (lambda text: None)
     _refuse(frozen, accuracy_level)
+    try:
+        import onnx
+
+        from edgeslm.export import onnx_graph
+        from edgeslm.export.onnx_weights import DataFile, Filler, metadata
+    except ImportError as error:
+        raise ExportError(f"an ONNX export needs {error.name}; install the extra 'onnx' of edgeslm") from error
     with put_in_place(out, _bytes(frozen)) as part:
         part.mkdir()
         say("building the graph")
@@ -80,6 +86,8 @@ def export(
         model.producer_name, model.producer_version = "edgeslm", __version__
         onnx.helper.set_model_props(model, metadata(frozen))
         (part / MODEL).write_bytes(model.SerializeToString())
+        facts = {"parameters": frozen.parameters, "weight_bytes": data.weight_bytes, "grid": grid(frozen)}
+        (part / NOTE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     say(f"wrote {out.name}")
     return describe(frozen, out, "onnx", data.weight_bytes, _note(frozen, accuracy_level))
 
@@ -118,9 +126,10 @@ def _build_graph(frozen: Frozen, out: Path) -> None:
         source = Path(folder) / "model"
         shutil.copytree(tokenizer_folder(frozen), source)
         (source / "config.json").write_text(json.dumps(_config(frozen)), encoding="utf-8")
+        script = Path(__file__).with_name("onnx_graph.py")
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         # -P: this folder must not be on the program's path, where onnx.py would hide the onnx package
-        command = [sys.executable, "-P", onnx_graph.__file__, str(source), str(out.resolve())]
+        command = [sys.executable, "-P", str(script), str(source), str(out.resolve())]
         try:
             done = subprocess.run(
                 command, env=environment, cwd=folder, capture_output=True, text=True, timeout=BUILDER_TIMEOUT_S

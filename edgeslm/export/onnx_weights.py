@@ -25,28 +25,13 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeslm.errors import ExportError
 from edgeslm.export.describe import EMBEDDING, HEAD, is_planned
+from edgeslm.export.onnx_grids import GRIDS
 from edgeslm.quantize.frozen import Frozen, FrozenTensor
 
 BLOCK = 32
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load from a mapped file
 INLINE_BYTES = 1024  # smaller initializers stay in the graph
 CONTRIB = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class NBits:
-    """How a grid's codes become the operator's: u = code + shift, in `bits` bits, so that u - 2^(bits-1) is exact."""
-
-    bits: int
-    shift: int
-
-
-GRIDS: dict[str, NBits] = {
-    "q4_0": NBits(4, 0),
-    "q4_0_portable": NBits(4, 0),
-    "q5_0": NBits(8, 112),  # (q - 16) = (q + 112) - 128
-    "q8_0": NBits(8, 128),
-}
 
 
 def operator_codes(tensor: FrozenTensor) -> NDArray[np.uint8]:

@@ -13,14 +13,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
-import onnx
 from gguf.quants import dequantize
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
 
 from edgeslm.artifact import Artifact
 from edgeslm.errors import ExportError
@@ -28,6 +26,10 @@ from edgeslm.export.describe import EMBEDDING, HEAD, is_planned
 from edgeslm.formats import FORMATS
 from edgeslm.models.arch import ARCHS
 from edgeslm.quantize.frozen import Frozen, FrozenTensor
+
+if TYPE_CHECKING:
+    import onnx
+    from onnx import NodeProto, TensorProto
 
 CHUNK_WEIGHTS = 1 << 23  # rows are compared in pieces of about this many weights
 NORMS = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
@@ -127,6 +129,8 @@ def _gguf(path: Path, frozen: Frozen) -> Iterator[Stored]:
 
 
 def _onnx(folder: Path, frozen: Frozen) -> Iterator[Stored]:
+    import onnx
+
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     graph = _Graph(folder, model.graph)
     for node in model.graph.node:
@@ -167,6 +171,8 @@ class _Graph:
         return None
 
     def _blocks(self, node: NodeProto) -> tuple[tuple[int, ...], str, bool, Rows]:
+        import onnx
+
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         product = node.op_type == "MatMulNBits"
         data, scales = self.constant(node.input[1 if product else 0]), self.constant(node.input[2])
@@ -201,6 +207,9 @@ class _Graph:
         return None if shape is None else source.reshape(shape)
 
     def _array(self, tensor: TensorProto) -> NDArray[Any]:
+        import onnx
+        from onnx import TensorProto
+
         if tensor.data_location != TensorProto.EXTERNAL:
             return onnx.numpy_helper.to_array(tensor)
         entry = {e.key: e.value for e in tensor.external_data}

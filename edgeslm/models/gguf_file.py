@@ -16,13 +16,14 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgeslm.errors import ModelError
+
+if TYPE_CHECKING:  # a header is read on machines without torch, too
+    from torch import Tensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -139,6 +140,8 @@ class GGUFFile:
 
     def raw(self, name: str) -> Tensor:
         """uint8 [nbytes], the packed bytes, not copied. Raises ModelError when there is no such tensor."""
+        import torch
+
         info = self._info(name)
         if not info.nbytes:
             return torch.empty(0, dtype=torch.uint8)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from edgeslm import cost
 from edgeslm.pipeline.prepare import student_model
-from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 
 
 def _slice(context: Context) -> Any:
     recipe = context.recipe
-    parts = (recipe.quantize, recipe.distill, recipe.evaluate.context, recipe.evaluate.windows)
-    dumped = [p if isinstance(p, int) else p.model_dump(mode="json") for p in parts]
-    return dumped, recipe.evaluate.paths, recipe.seed, recipe.device, context.threads
+    parts = [part.model_dump(mode="json") for part in (recipe.quantize, recipe.distill)]
+    return parts, recipe.seed, computing(context), _chosen_student(context)
 
 
 def _distill(context: Context, folder: Path) -> None:
@@ -26,7 +24,7 @@ def _distill(context: Context, folder: Path) -> None:
     from edgeslm.data.rows import Rows
     from edgeslm.quantize.freeze import freeze
     from edgeslm.quantize.masters import attach
-    from edgeslm.schemes import SCHEMES, checkpoint
+    from edgeslm.schemes import SCHEMES
     from edgeslm.schemes.objective import Objective
     from edgeslm.schemes.offline import Loop
     from edgeslm.schemes.step import Step, StepSettings
@@ -56,16 +54,13 @@ def _distill(context: Context, folder: Path) -> None:
         device=chosen.device,
         measure=points,
     )
-    start = time.perf_counter()
     SCHEMES[recipe.distill.scheme.kind](step, teacher, loop)
-    seconds = time.perf_counter() - start
     metadata = _metadata(context)
     tokenizer = context.folders["teacher"] / "tokenizer"
     config = student.config.to_dict()
     frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
-    _summary(context, folder, seconds, config, teacher is not None, points.points)
-    (folder / checkpoint.NAME).unlink(missing_ok=True)
+    _summary(context, folder, config, teacher is not None, points.points)
 
 
 class _Points:
@@ -93,9 +88,7 @@ class _Points:
         )
 
 
-def _summary(
-    context: Context, folder: Path, seconds: float, config: Any, teacher: bool, points: list[dict[str, float]]
-) -> None:
+def _summary(context: Context, folder: Path, config: Any, teacher: bool, points: list[dict[str, float]]) -> None:
     """Speed comes from the log, so that it is right after a restart; the bound from one matrix product now."""
     import json
     import statistics
@@ -114,12 +107,12 @@ def _summary(
         {
             "steps": recipe.distill.train.steps,
             "tokens": recipe.tokens,
-            "seconds": seconds,
+            "seconds": sum(line["seconds"] for line in lines),  # of all steps, whatever process made them
             "tokens_per_s": rate,
             "bound_tokens_per_s": bound,
             "share_of_bound": None if rate is None else rate / bound,
             "matmul_flops_per_s": flops,
-            "peak_memory_bytes": compute.peak_memory_bytes(context.compute),
+            "peak_memory_bytes": compute.peak_memory_bytes(context.compute),  # of the process that ended the training
             "dtype": str(context.compute.dtype).removeprefix("torch."),
             "device": str(context.compute.device),
             "threads": context.compute.threads,
@@ -143,8 +136,23 @@ def teacher_arch(context: Context) -> str:
 
 
 def _metadata(context: Context) -> dict[str, str]:
+    """What goes into the file: the parts of the recipe that made the weights, which later stages cannot change."""
     recipe = context.recipe
-    return {"recipe": recipe.to_yaml(), "recipe_hash": recipe.hash, "base_model": recipe.teacher.model}
+    return {"recipe": recipe.training_yaml(), "recipe_hash": recipe.training_hash, "base_model": base_model(context)}
 
 
-DISTILL = Stage("distill", ("teacher", "data", "student"), _slice, _distill)
+def base_model(context: Context) -> str:
+    """The teacher's spec; of a file or folder on this machine its name only."""
+    spec = context.recipe.teacher.model
+    here = not spec.startswith("pypi:") and (context.base / Path(spec).expanduser()).exists()
+    return Path(spec).name if here else spec
+
+
+def _chosen_student(context: Context) -> Any:
+    """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
+    facts = read_json(context.folders["student"] / "importance.json")
+    return facts["method"], facts.get("kept")
+
+
+# the student stage is read too, but through `_chosen_student`: other text to judge by must not train anew
+DISTILL = Stage("distill", ("teacher", "data"), _slice, _distill)

@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.artifact import file_sha256
-from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, computing, files, read_json, write_json
 from edgeslm.recipe import expand
 
 
-def files_of(context: Context, patterns: Any) -> list[Path]:
-    return expand(patterns, context.base)
-
-
 def _teacher_slice(context: Context) -> Any:
-    return context.source.sha256
+    source = context.source
+    return source.sha256, file_sha256(source.tokenizer) if source.tokenizer else None
 
 
 def _teacher(context: Context, folder: Path) -> None:
@@ -31,9 +28,9 @@ def _teacher(context: Context, folder: Path) -> None:
 
 def _data_slice(context: Context) -> Any:
     part = context.recipe.data
-    paths = [files_of(context, s.seeds if s.kind == "written" else s.paths) for s in part.sources]
-    hashes = [[(p.name, file_sha256(p)) for p in group] for group in paths]
-    return part.model_dump(mode="json"), hashes, context.recipe.seed
+    hashes = [files(s.seeds if s.kind == "written" else s.paths, context.base) for s in part.sources]
+    writes = any(s.kind == "written" for s in part.sources)
+    return part.model_dump(mode="json"), hashes, context.recipe.seed, computing(context) if writes else None
 
 
 def _data(context: Context, folder: Path) -> None:
@@ -65,13 +62,14 @@ def _documents(context: Context, source: Any, index: int) -> list[list[int]]:
         return _written(context, source, index)
     from edgeslm.data import DOCUMENTS
 
-    return DOCUMENTS[source.kind](files_of(context, source.paths), context.tokenizer)
+    return DOCUMENTS[source.kind](expand(source.paths, context.base), context.tokenizer)
 
 
 def _written(context: Context, source: Any, index: int) -> list[list[int]]:
     from edgeslm.data.written import WriteSettings, prompts_from, write
+    from edgeslm.models.stop import stop_ids
 
-    prompts = prompts_from(files_of(context, source.seeds), context.tokenizer)
+    prompts = prompts_from(expand(source.seeds, context.base), context.tokenizer)
     sampling = source.sampling.model_dump()
     settings = WriteSettings(source.rows, source.max_new, source.batch, seed=context.recipe.seed + index, **sampling)
     teacher = context.load_teacher(context.compute.dtype)
@@ -83,15 +81,7 @@ def _written(context: Context, source: Any, index: int) -> list[list[int]]:
             bar.advance(done - said)
             said = done
 
-        return write(teacher.model, prompts, settings, stop_ids(context), advance)
-
-
-def stop_ids(context: Context) -> list[int]:
-    """Ids that end an answer: end of sequence, and end of turn where the vocabulary has one."""
-    tokenizer = context.tokenizer
-    names = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "</s>")
-    found = {tokenizer.eos_token_id, *(tokenizer.get_vocab().get(name) for name in names)}
-    return sorted(i for i in found if i is not None)
+        return write(teacher.model, prompts, settings, stop_ids(context.tokenizer), advance)
 
 
 def _separator(context: Context) -> int:
@@ -102,7 +92,9 @@ def _separator(context: Context) -> int:
 
 
 def _student_slice(context: Context) -> Any:
-    return context.recipe.student.model_dump(mode="json")
+    judged = context.recipe.evaluate
+    text = files(judged.paths, context.base), judged.context, judged.windows
+    return context.recipe.student.model_dump(mode="json"), text, context.recipe.seed, computing(context)
 
 
 def _student(context: Context, folder: Path) -> None:

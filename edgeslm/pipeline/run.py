@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
@@ -27,18 +31,42 @@ def run(
     runs: Path,
     progress: Progress,
     until: str | None = None,
-    on_stage: Callable[[Context, Stage], None] | None = None,
 ) -> Path:
     """Runs everything up to stage `until` (all, and the report, by default); returns the run folder.
 
     Raises EdgeSLMError for what cannot go on; finished stages stay, and the same command goes on from there.
     """
     from edgeslm.pipeline.check import check
-    from edgeslm.report import render
 
     context = Context(recipe, base, runs / recipe.name, progress)
     check(context).raise_if_any()
-    context.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with _alone(context.root):
+            return _run(context, until)
+    except (OSError, SafetensorError) as error:
+        what = getattr(error, "strerror", None) or error
+        raise EdgeSLMError(
+            f"{getattr(error, 'filename', None) or context.root}: {what}; "
+            "what was finished is kept, mend this and run again"
+        ) from error
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One run per run folder at a time: two would take each other's stage folders apart."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise EdgeSLMError(f"{root}: another run is working here; wait for it, or give --runs another folder") from None
+
+
+def _run(context: Context, until: str | None) -> Path:
+    from edgeslm.report import render
+
+    recipe, progress = context.recipe, context.progress
     (context.root / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     record = _record(context)
     for stage in STAGES:
@@ -48,8 +76,6 @@ def run(
         record["resumed"][stage.name] = resumed
         record["problems"] = run_problems(context.folders)
         write_json(context.root / "run.json", record)
-        if on_stage:
-            on_stage(context, stage)
         if stage.name == until:
             return context.root
     files = render(context.root)
@@ -62,6 +88,7 @@ def _record(context: Context) -> dict[str, Any]:
         "schema": 1,
         "name": context.recipe.name,
         "recipe_hash": context.recipe.hash,
+        "training_hash": context.recipe.training_hash,
         "edgeslm": __version__,
         "torch": version("torch"),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -78,22 +105,21 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
     context.folders[stage.name] = folder
     done = folder / "done.json"
     if done.exists():
-        context.progress.say(f"{stage.name}: done before, in {folder.name}")
-        return float(read_json(done)["seconds"]), True
-    resumed = folder.exists()
-    if resumed and stage is not DISTILL:  # only training goes on inside a stage; other stages start clean
+        before = read_json(done)
+        if not (folder / "problems.json").exists():
+            context.progress.say(f"{stage.name}: done before, in {folder.name}")
+            return float(before["seconds"]), bool(before["resumed"])
+        context.progress.say(f"{stage.name}: had problems before, tried again")
+    resumed = folder.exists() and not done.exists()
+    if folder.exists() and stage is not DISTILL:  # only training goes on inside a stage; other stages start clean
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     context.progress.say(f"{stage.name}: {'goes on in' if resumed else 'starts in'} {folder.name}")
     start = time.perf_counter()
-    try:
-        stage.run(context, folder)
-    except OSError as error:
-        raise EdgeSLMError(
-            f"{stage.name}: {error.strerror or error} ({error.filename or folder}); what was finished is kept, "
-            "mend this and run again"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    stage.run(context, folder)
     seconds = time.perf_counter() - start
-    write_json(done, {"stage": stage.name, "seconds": seconds})
+    write_json(done, {"stage": stage.name, "seconds": seconds, "resumed": resumed})
+    for spent in folder.glob("checkpoint.safetensors*"):
+        spent.unlink()
     context.progress.say(f"{stage.name}: took {units.seconds(seconds)}")
     return seconds, resumed

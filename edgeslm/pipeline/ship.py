@@ -9,9 +9,9 @@ from typing import Any
 from edgeslm import measurement
 from edgeslm.artifact import Artifact
 from edgeslm.errors import EdgeSLMError
+from edgeslm.models.stop import stop_ids
 from edgeslm.pipeline.heldout import heldout_windows
-from edgeslm.pipeline.prepare import stop_ids
-from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, files, read_json, write_json
 
 STUDENT_FILES = {"gguf": "student.gguf", "onnx": "student-onnx"}
 TEACHER_FILES = {
@@ -46,7 +46,7 @@ def _export(context: Context, folder: Path) -> None:
     for choice in part.teacher:
         container, grid, name = TEACHER_FILES[choice]
         ship(_teacher_frozen(context, grid), container, name)
-    write_json(folder / "artifacts.json", [a.to_json() for a in artifacts])
+    write_json(folder / "artifacts.json", [{**a.to_json(), "path": a.name} for a in artifacts])
     write_json(folder / "exact.json", exact)
     wrong = [e for e in exact if e["exact"] != e["tensors"]]
     if wrong:
@@ -58,20 +58,21 @@ def _export(context: Context, folder: Path) -> None:
 def _teacher_frozen(context: Context, grid: str) -> Any:
     import torch
 
-    from edgeslm.pipeline.distill import teacher_arch
+    from edgeslm.pipeline.distill import base_model, teacher_arch
     from edgeslm.quantize.freeze import freeze_floats
 
     loaded = context.load_teacher(torch.float32)
     weights = dict(loaded.model.named_parameters())
     note = "weights as dequantised from the source file" if loaded.summary.dequantised else ""
-    metadata = {"base_model": context.recipe.teacher.model, **({"note": note} if note else {})}
+    metadata = {"base_model": base_model(context), **({"note": note} if note else {})}
     tokenizer = context.folders["teacher"] / "tokenizer"
     config = loaded.model.config.to_dict()
     return freeze_floats(weights, grid, teacher_arch(context), config, tokenizer, f"teacher-{grid}", metadata)
 
 
 def artifacts_of(context: Context) -> list[Artifact]:
-    return [Artifact.from_json(a) for a in read_json(context.folders["export"] / "artifacts.json")]
+    folder = context.folders["export"]
+    return [Artifact.from_json({**a, "path": folder / a["name"]}) for a in read_json(folder / "artifacts.json")]
 
 
 def _find(artifacts: list[Artifact], *names: str) -> list[Artifact]:
@@ -79,7 +80,8 @@ def _find(artifacts: list[Artifact], *names: str) -> list[Artifact]:
 
 
 def _evaluate_slice(context: Context) -> Any:
-    return context.recipe.evaluate.model_dump(mode="json"), context.threads
+    part = context.recipe.evaluate
+    return part.model_dump(mode="json"), files(part.paths, context.base), context.threads
 
 
 def _evaluate(context: Context, folder: Path) -> None:
@@ -117,7 +119,7 @@ def _evaluate(context: Context, folder: Path) -> None:
             speakers,
             prompts,
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-            stop=stop_ids(context),
+            stop=stop_ids(tokenizer),
             max_new=part.answer_tokens,
             threads=context.threads,
             device=device,

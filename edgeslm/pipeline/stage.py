@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeslm import __version__
+from edgeslm.artifact import file_sha256
 from edgeslm.progress import Progress
-from edgeslm.recipe import Recipe
+from edgeslm.recipe import Recipe, expand
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,6 @@ class Context:
     root: Path  # runs/<name>
     progress: Progress
     folders: dict[str, Path] = field(default_factory=dict)
-    problems: list[dict[str, str]] = field(default_factory=list)
 
     @cached_property
     def compute(self) -> Compute:
@@ -90,6 +90,17 @@ def available_cores() -> int:
 def digest(*parts: Any) -> str:
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def files(patterns: Any, base: Path) -> list[tuple[str, str]]:
+    """(name, sha256) of the files that patterns name: a stage that reads them depends on their content."""
+    return [(path.name, file_sha256(path)) for path in expand(patterns, base)]
+
+
+def computing(context: Context) -> list[Any]:
+    """What decides the last bits of everything torch computes here."""
+    chosen = context.compute
+    return [str(chosen.device), str(chosen.dtype), chosen.threads, context.recipe.distill.train.attention]
 
 
 def stage_hash(stage: Stage, context: Context) -> str:

@@ -48,6 +48,6 @@ def freeze_floats(
     tensors = {}
     for key, weight in weights.items():
         grid = FORMATS["f32" if weight.dim() < 2 else format_name]
-        blocks = grid.to_blocks(weight, key)
+        blocks = grid.to_blocks(weight.cpu(), key)
         tensors[key] = FrozenTensor(grid.name, tuple(weight.shape), grid.encode(blocks, {}), {})  # type: ignore[misc]
     return Frozen(arch, dict(config), tensors, tokenizer, name, metadata)

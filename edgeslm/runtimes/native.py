@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,10 +65,9 @@ def build(folder: Path) -> Path:
             )
         wheel = next(Path(part).glob("*.whl"))
         wheel.with_suffix(".whl.sha256").write_text(_sha256(wheel), encoding="ascii")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for file in Path(part).iterdir():
-            shutil.move(str(file), folder / file.name)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(part).iterdir()):  # the wheel, then its hash: a wheel without one is built again
+            os.replace(file, folder / file.name)
     return folder / wheel.name
 
 

@@ -52,7 +52,7 @@ def load(step: Step, folder: Path) -> int:
         prefix = f"optimiser|{index}|"
         own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
         if own:
-            step.optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in own.items()}
+            step.optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in own.items()}
     return done
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeslm.schemes.objective import Objective
+from edgeslm.schemes.objective import Objective, masked_mean
 
 CHUNK_TOKENS = 512
 SLICE_BYTES = 4 << 20  # one float32 slice of [R, V]
@@ -49,8 +49,8 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         d_hidden = torch.empty_like(hidden)
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
-        sums = torch.zeros(len(objective.terms), dtype=torch.float64, device=hidden.device)
-        token_scale = batch.mask.float() / batch.count
+        sums = torch.zeros(len(objective.terms), dtype=torch.float64)  # on the CPU: MPS has no float64
+        token_scale = batch.mask.float() / batch.count  # weights of the mean: chunks and micro-batches add up
         for at in range(0, hidden.shape[0], CHUNK_TOKENS):
             part = slice(at, at + CHUNK_TOKENS)
             logits = hidden[part] @ head.T  # [C, V]
@@ -62,9 +62,9 @@ class _HeadLoss(torch.autograd.Function):
             d_head += logits.T @ hidden[part]
         ctx.save_for_backward(d_hidden, d_head)
         ctx.head_dtype = head.dtype
-        weights = torch.tensor([t.weight for t in objective.terms], dtype=torch.float64, device=sums.device)
+        weights = torch.tensor([t.weight for t in objective.terms], dtype=torch.float64)
         ctx.mark_non_differentiable(sums)
-        return (sums * weights).sum().float(), sums
+        return (sums * weights).sum().float().to(hidden.device), sums
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
@@ -82,7 +82,7 @@ def _to_gradient(
         total: Tensor | None = None
         for index, term in enumerate(objective.terms):
             value, grad = term.value_and_grad(logits[part], None if teacher is None else teacher[part], targets[part])
-            sums[index] += (value.double() * scale[part]).sum()
+            sums[index] += masked_mean(value, scale[part], 1.0).cpu()
             grad.mul_((term.weight * scale[part])[:, None])
             total = grad if total is None else total.add_(grad)
         assert total is not None

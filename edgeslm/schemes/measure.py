@@ -28,7 +28,7 @@ class Closeness:
 @torch.no_grad()
 def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor) -> Closeness:
     """windows [R, T]; the second half of each is scored, as in the evaluation of shipped files."""
-    start = windows.shape[1] // 2
+    start = windows.shape[1] // 2 + 1  # the first half is context, as llama.cpp's perplexity counts
     loss = kl = top1 = 0.0
     for window in windows:
         ids = window[None]
@@ -38,8 +38,8 @@ def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor) -> Closen
             part = slice(at, at + ROWS)
             log_s = torch.log_softmax((h_s[part] @ head_weight(student).T).float(), dim=-1)
             log_t = torch.log_softmax((h_t[part] @ head_weight(teacher).T).float(), dim=-1)
-            loss -= float(log_s.gather(1, targets[part][:, None]).double().sum())
-            kl += float((log_t.exp() * (log_t - log_s)).double().sum())
+            loss -= float(log_s.gather(1, targets[part][:, None]).cpu().double().sum())
+            kl += float((log_t.exp() * (log_t - log_s)).cpu().double().sum())
             top1 += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - start)
     return Closeness(loss / tokens, kl / tokens, top1 / tokens, tokens)

@@ -61,6 +61,7 @@ def run(step: Step, teacher: Callable[[Tensor], Signals] | None, loop: Loop) -> 
                 "lr": lr,
                 "grad_norm": result.grad_norm,
                 "tokens": (index + 1) * tokens,
+                "seconds": seconds,
                 "tokens_per_s": tokens / seconds,
                 "grid": grid,
                 "terms": result.terms,
@@ -68,10 +69,10 @@ def run(step: Step, teacher: Callable[[Tensor], Signals] | None, loop: Loop) -> 
             out.write(json.dumps(line) + "\n")
             out.flush()
             bar.advance(tokens, f"loss {result.loss:.4f}")
-            if (index + 1) % train.checkpoint_every == 0 and index + 1 < steps:
-                checkpoint.save(step, index + 1, loop.folder)
-            if index + 1 in marks:
+            if index + 1 in marks:  # before the checkpoint: a restart from it must not miss the point
                 loop.measure(index + 1)
+            if (index + 1) % train.checkpoint_every == 0 or index + 1 == steps:
+                checkpoint.save(step, index + 1, loop.folder)
 
 
 def batch_at(loop: Loop, index: int) -> Batch:

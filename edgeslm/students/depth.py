@@ -35,7 +35,7 @@ def _adder(sums: Tensor, index: int):
         before = inputs[0]
         after = output[0] if isinstance(output, tuple) else output
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-        sums[index] += (1.0 - cosine).double().sum().cpu()
+        sums[index] += (1.0 - cosine).cpu().double().sum()
 
     return add
 
