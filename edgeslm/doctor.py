@@ -78,9 +78,7 @@ def _machine() -> list[Finding]:
         Finding(
             "CPU", True, f"{known.get('cpu', 'unknown')}, {cores} cores, {' '.join(known.get('simd', []))}", "", True
         ),
-        Finding(
-            "memory", memory >= 6e9, f"{memory / 1e9:.1f} GB (the quickstart needs 6)", "use a larger machine", True
-        ),
+        Finding("memory", bool(memory and memory >= 6e9), _gigabytes(memory), "use a larger machine", True),
         Finding(
             "disk", free >= 6e9, f"{free / 1e9:.1f} GB free here (the quickstart needs 6)", "free some space", True
         ),
