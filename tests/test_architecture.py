@@ -82,3 +82,18 @@ def test_help_answers_at_once_and_without_torch():
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0, done.stderr
     assert min(seconds) < 0.5 * 3  # 0.5 s on a quiet machine; tests share theirs
+
+
+def test_a_machine_without_torch_can_bench_and_report():
+    """artifact_of, bench's settings, the report: nothing of it may reach for torch or transformers."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'onnx'): sys.modules[name] = None\n"
+        "from edgeslm.cli_actions import artifact_of\n"
+        "import edgeslm.benchmark, edgeslm.report, edgeslm.evaluate.closeness, edgeslm.recipe, edgeslm.cost\n"
+        "try: artifact_of('nothing.gguf')\n"
+        "except Exception as error: assert 'neither' in str(error), error\n"
+        "import edgeslm.models.gguf_file\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

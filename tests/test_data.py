@@ -136,3 +136,14 @@ def test_seeds_need_a_prompt_or_a_text(tmp_path):
     path.write_text('{"question": "Hi"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="a seed holds"):
         prompts_from([path], tokenizer)
+
+
+def test_an_empty_seeds_file_is_one_sentence(tmp_path):
+    (tmp_path / "seeds.jsonl").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no seed"):
+        prompts_from([tmp_path / "seeds.jsonl"], tiny.tokenizer())
+
+
+def test_lines_end_at_newlines_only(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"prompt": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
+    assert len(chat.documents([tmp_path / "c.jsonl"], tiny.tokenizer())) == 1

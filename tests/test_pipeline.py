@@ -110,6 +110,38 @@ def test_a_finished_stage_is_not_done_again(folder, whole):
     assert (whole / "frozen" / "frozen.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_stage_depends_on_the_content_of_what_it_reads(folder, tmp_path):
+    """Other text to judge by gives another evaluation and student stage, and trains nothing anew."""
+    import shutil
+
+    from edgeslm.pipeline.ship import EVALUATE
+    from edgeslm.pipeline.stage import stage_hash
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "judge.txt").write_text("Quite another text about a garden and its snails. " * 20, encoding="utf-8")
+    hashes = []
+    for base in (folder, other):
+        root = distilled(base, tmp_path / "runs").parent
+        stages = json.loads((root / "run.json").read_text())["stages"]
+        context = Context(recipes.load(base / "tiny.yaml"), base, root, Progress(quiet=True))
+        context.folders = {name: root / place for name, place in stages.items()} | {"export": root / "export-x"}
+        hashes.append((stages, stage_hash(EVALUATE, context)))
+    (first, first_evaluate), (second, second_evaluate) = hashes
+    assert first["distill"] == second["distill"] and first["data"] == second["data"]
+    assert first["student"] != second["student"] and first_evaluate != second_evaluate
+
+
+def test_two_runs_of_one_folder_do_not_meet(folder, whole, tmp_path):
+    from filelock import FileLock
+
+    root = tmp_path / "tiny"
+    root.mkdir()
+    with FileLock(root / ".lock"):
+        done = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "teacher")
+    assert done.returncode == 2 and "another run is working here" in done.stderr
+
+
 def test_zero_steps_is_the_student_as_built(folder, tmp_path):
     untrained = distilled(folder, tmp_path, "distill.train.steps=0")
     frozen = Frozen.load(untrained / "frozen")
@@ -194,32 +226,52 @@ def test_a_teacher_with_another_vocabulary_is_refused(folder, tmp_path):
 
 
 def test_ctrl_c_leaves_with_a_sentence_and_the_run_goes_on(folder, whole, tmp_path):
-    command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill"]
+    command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
-    while (
-        process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/distill-*/log.jsonl"))
-    ):
-        time.sleep(0.002)
+    while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/data-*")):
+        time.sleep(0.002)  # early: training, export and evaluation are still to come
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
-    if process.returncode != 0:  # it may have finished in the same moment
-        assert process.returncode == 130 and "goes on from there" in stderr and "Traceback" not in stderr
+    assert process.returncode == 130 and "goes on from there" in stderr and "Traceback" not in stderr, stderr
     assert edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path, "--until", "distill").returncode == 0
     (resumed,) = tmp_path.glob("tiny/distill-*")
     assert same_weights(whole, resumed)
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not sys.platform.startswith("linux"), reason="needs root to mount a small disk"
-)
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(folder, tmp_path):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("cannot mount a tmpfs here")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs root and the right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_too_little_disk_is_refused_before_any_compute(folder, small_disk):
+    (small_disk / "filler").write_bytes(bytes(63 << 20))
+    done = edgeslm("run", folder / "tiny.yaml", "--runs", small_disk)
+    assert done.returncode == 2 and "GB free" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on(folder, whole, small_disk):
+    command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", small_disk, "--until", "distill"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not list(small_disk.glob("tiny/data-*/data.json")):
+        time.sleep(0.001)
+    filler = small_disk / "filler"
     try:
-        done = edgeslm("run", folder / "tiny.yaml", "--runs", disk)
-        assert done.returncode == 2 and "GB free" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    finally:
-        subprocess.run(["umount", disk], check=True)
+        with filler.open("wb") as file:
+            while True:
+                file.write(bytes(1 << 16))
+    except OSError:
+        pass
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in stderr and "what was finished is kept" in stderr, stderr
+    filler.unlink()
+    assert edgeslm("run", folder / "tiny.yaml", "--runs", small_disk, "--until", "distill").returncode == 0
+    (resumed,) = small_disk.glob("tiny/distill-*")
+    assert same_weights(whole, resumed)

@@ -90,7 +90,10 @@ def test_overrides_reach_any_depth():
     assert loaded.hash != recipes.load(path).hash
 
 
-@pytest.mark.parametrize("override", ["steps", "=3", "distill.train.stepz=1", "data.sources.9.share=1", "name.x=1"])
+@pytest.mark.parametrize(
+    "override",
+    ["steps", "=3", "distill.train.stepz=1", "data.sources.9.share=1", "name.x=1", "seed=[", "evaluate.context=511"],
+)
 def test_wrong_overrides_are_refused(override):
     with pytest.raises(RecipeError):
         recipes.load(FOLDER / "quickstart.yaml", [override])

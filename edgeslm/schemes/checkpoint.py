@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgeslm.errors import DataError
 from edgeslm.schemes.step import Step
 
 NAME = "checkpoint.safetensors"
@@ -19,7 +18,7 @@ NAME = "checkpoint.safetensors"
 
 def save(step: Step, done: int, folder: Path) -> None:
     """`done` updates are made; the data position follows from it, the order of rows being decided by the seed.
-    Raises DataError when the disk is full; the previous checkpoint then still stands."""
+    When the disk is full or the process is stopped the previous checkpoint still stands."""
     flat = step.masters.state()
     for index, parameter in enumerate(step.parameters):
         for key, value in step.optimiser.state[parameter].items():
@@ -30,11 +29,9 @@ def save(step: Step, done: int, folder: Path) -> None:
         save_file(_separate(flat), part, metadata={"done": json.dumps(done)})
         with part.open("rb") as file:
             os.fsync(file.fileno())
-    except Exception as error:  # safetensors raises its own type for a full disk
+    except BaseException:  # a full disk, or a stop: half a file must not stay
         part.unlink(missing_ok=True)
-        raise DataError(
-            f"{folder}: the checkpoint cannot be written ({error}); free some disk space and run again"
-        ) from error
+        raise
     os.replace(part, folder / NAME)
 
 
