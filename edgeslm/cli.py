@@ -65,7 +65,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
         typer.echo(json.dumps({"problems": found.problems, "plan": dict(found.plan)}, indent=1))
     else:
         for label, value in found.plan:
-            typer.echo(f"{label:20} {value}")
+            typer.echo(f"{label:42} {value}")
     found.raise_if_any()
     if not as_json:
         typer.echo("nothing is wrong with this recipe")

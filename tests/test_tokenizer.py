@@ -21,7 +21,9 @@ from edgeslm.errors import ModelError
 from edgeslm.models import gguf_file, gguf_vocab, load, spm
 from edgeslm.models.agreement import PROBES, first_disagreement, vocabulary_difference
 from edgeslm.models.pre_tokenizers import PRE
+from edgeslm.models.source import DEFAULT_TEACHER, resolve
 from edgeslm.models.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from edgeslm.recipe import ASSETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -378,6 +380,8 @@ def test_sentencepiece_files_of_stories15m_agree(tmp_path: Path) -> None:
 
 
 def real_file(name: str) -> Path:
+    if "SmolLM2" in name:  # the embedded default: fetched where it is not in the cache yet, never skipped
+        return resolve(DEFAULT_TEACHER, Path.cwd()).path
     path = MODELS / name
     if not path.is_file():
         pytest.skip(f"{name} is not in the cache of this machine")
@@ -395,7 +399,9 @@ def strings(value: Any) -> Iterator[str]:
 def shared_texts(characters: int | None) -> list[str]:
     """Every text of the shared data; with `characters`, about that many, taken evenly from all files."""
     if not DATA.is_dir():
-        pytest.skip("shared data is not on this machine")
+        if characters is None:
+            pytest.skip("shared data is not on this machine")
+        return [p.read_text(encoding="utf-8") for p in sorted(ASSETS.rglob("*.txt"))]  # what ships is always there
     found: list[list[str]] = []
     for path in sorted((DATA / "text").glob("*.txt")):
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -428,7 +434,7 @@ def test_real_vocabularies_agree_with_llama_cpp_on_a_sample(tmp_path: Path, name
     """`</s>` is left out: Qwen has it as plain text, which llama.cpp takes for a control token by its looks."""
     chat = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<tool_call>{}</tool_call><|endoftext|>"
     texts = [*shared_texts(600_000), *PROBES, chat, *(t for t in fuzz(500) if "</s>" not in t)]
-    assert check_real(name, texts, tmp_path) > 150_000
+    assert check_real(name, texts, tmp_path) > 75_000
 
 
 @pytest.mark.proof

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import math
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
+from edgeslm.pipeline import check_text
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import Recipe, expand
 
@@ -43,7 +45,8 @@ class Findings:
 
 
 def check(context: Context) -> Findings:
-    """Nothing is computed: files are looked at, the teacher's header is read, formats and losses are looked up."""
+    """No training, no model in memory: files are read, the teacher is fetched and its header and vocabulary looked at,
+    formats and losses are looked up, one matrix product is timed for the estimate."""
     recipe, found = context.recipe, Findings()
     if found.attempt(lambda: context.compute) is None:
         return found
@@ -51,12 +54,16 @@ def check(context: Context) -> Findings:
         patterns = source.seeds if source.kind == "written" else source.paths
         found.attempt(partial(_files, context, patterns))
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
-    if judged is not None:
-        _held_out(context, found)
+    if judged is not None and not found.problems:
+        found.attempt(lambda: check_text.held_out(context))
     _losses(recipe, found)
     summary = found.attempt(lambda: _describe(context))
     if summary is not None:
         student = _student(recipe, summary, found)
+        check_text.positions(context, found, student)
+        found.attempt(lambda: check_text.texts(context, found, summary))
+        if not found.problems:  # a plan for a recipe that is wrong would only repeat what is wrong
+            found.attempt(lambda: check_text.exported(context, summary, student))
         found.attempt(lambda: _plan(context, summary, student, found))
     _benchmark(recipe, found)
     return found
@@ -70,17 +77,6 @@ def _files(context: Context, patterns: Any) -> list[Path]:
     for path in paths:
         read(path)
     return paths
-
-
-def _held_out(context: Context, found: Findings) -> None:
-    judged = {p.resolve() for p in expand(context.recipe.evaluate.paths, context.base)}
-    for source in context.recipe.data.sources:
-        if source.kind == "text":
-            both = judged & {p.resolve() for p in found.attempt(partial(expand, source.paths, context.base)) or []}
-            if both:
-                found.problems.append(
-                    f"{min(both).name} is both trained on and judged by; held-out text must share nothing with training"
-                )
 
 
 def _losses(recipe: Recipe, found: Findings) -> None:
@@ -120,10 +116,6 @@ def _student(recipe: Recipe, summary: Any, found: Findings) -> dict[str, Any]:
                 f"student.layers is {recipe.student.layers} but the teacher has {shape['num_hidden_layers']} layers"
             )
         shape["num_hidden_layers"] = recipe.student.layers
-    if recipe.data.sequence > shape.get("max_position_embeddings", recipe.data.sequence):
-        found.problems.append(
-            f"data.sequence is {recipe.data.sequence} but the teacher reads at most {shape['max_position_embeddings']}"
-        )
     return shape
 
 
@@ -147,15 +139,19 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
                 found.problems.append(f"export.kinds: {kind} cannot hold {name} exactly: {reason}")
     size = planned_bytes(assigned, shapes)
     parameters = sum(math.prod(s) for s in shapes.values())
-    _space(context, parameters, summary.parameters, found)
+    _space(context, parameters, summary, found)
     _describe_plan(context, summary, shape, size, parameters, found)
+    _rules(context, assigned, shapes, found)
 
 
-def _space(context: Context, student: int, teacher: int, found: Findings) -> None:
+def _space(context: Context, student: int, teacher: Any, found: Findings) -> None:
     """Disk for checkpoint, teacher files and scored logits, so that a full disk is met now and not in an hour."""
     recipe = context.recipe
+    if not any(choice.endswith("f32") for choice in recipe.export.teacher):
+        found.problems.append("export.teacher: names no float32 teacher, so that nothing could be judged; add gguf-f32")
     scored = recipe.evaluate.windows * recipe.evaluate.context // 2
-    needed = student * (CHECKPOINT_BYTES + 5) + teacher * (4 + 2 + 4) + scored * 4 * 50_000
+    files = sum(4 if choice.endswith("f32") else 2 for choice in recipe.export.teacher)
+    needed = student * (2 * CHECKPOINT_BYTES + 5) + teacher.parameters * files + scored * 4 * teacher.vocab_size
     folder = next(p for p in (context.root, *context.root.parents) if p.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -165,14 +161,35 @@ def _space(context: Context, student: int, teacher: int, found: Findings) -> Non
         )
 
 
+def _rules(context: Context, assigned: dict[str, str], shapes: dict[str, tuple[int, ...]], found: Findings) -> None:
+    """What each rule of the plan takes and what it costs in bytes."""
+    from edgeslm import units
+    from edgeslm.quantize.plan import planned_bytes
+
+    left = dict(assigned)
+    vectors = [n for n in left if len(shapes[n]) < 2]
+    groups = [(f"norms and biases -> f32 ({len(vectors)} tensors)", vectors)]
+    for rule in context.recipe.quantize.plan:
+        matched = [n for n in left if n not in vectors and fnmatch.fnmatchcase(n, rule.pattern)]
+        groups.append((f"{rule.pattern} -> {rule.format} ({len(matched)} tensors)", matched))
+        left = {n: f for n, f in left.items() if n not in matched}
+    for label, names in groups:
+        cost_bytes = planned_bytes({n: assigned[n] for n in names}, shapes)
+        found.plan.append((f"plan: {label}", units.byte_count(cost_bytes)))
+
+
 def _describe_plan(
     context: Context, summary: Any, shape: dict[str, Any], size: int, parameters: int, found: Findings
 ) -> None:
     from edgeslm import compute, units
+    from edgeslm.schemes.objective import Objective
 
     recipe = context.recipe
     flops = compute.matmul_flops(context.compute, seconds=0.2)
-    bound = cost.training_bound(shape, recipe.data.sequence, flops, summary.config)
+    teacher = (
+        summary.config if Objective.build([t.model_dump() for t in recipe.distill.objective]).needs_teacher else None
+    )
+    bound = cost.training_bound(shape, recipe.data.sequence, flops, teacher)
     kinds = ", ".join(f"{n} {name}" for name, n in summary.formats.items())
     found.plan += [
         ("teacher", f"{recipe.teacher.model}: {summary.arch}, {units.count(summary.parameters)} parameters"),
