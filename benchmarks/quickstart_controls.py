@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from edgeslm.recipe import expand, load
 
 NAME = "quickstart_controls"
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
@@ -64,7 +65,7 @@ def kl_in_torch(frozen: Any, loaded: Any, windows: Any) -> float:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from edgeslm import compute
-    from edgeslm.models.load import load
+    from edgeslm.models.load import load as load_model
     from edgeslm.models.source import resolve
     from edgeslm.schemes.measure import closeness
 
@@ -74,7 +75,7 @@ def kl_in_torch(frozen: Any, loaded: Any, windows: Any) -> float:
     weights = {name: t.decode() for name, t in frozen.tensors.items()}
     for name, parameter in student.named_parameters():
         parameter.data = weights[name].to(chosen.dtype)
-    teacher = load(resolve(loaded.teacher.model, RECIPE.parent), chosen.dtype).model
+    teacher = load_model(resolve(loaded.teacher.model, RECIPE.parent), chosen.dtype).model
     return closeness(student.eval(), teacher, torch.tensor(windows)).kl
 
 
@@ -87,17 +88,18 @@ def tune(arguments: argparse.Namespace) -> dict[str, Any]:
             loaded, frozen = distilled(overrides, arguments.runs)
             found[arm][str(rate)] = kl_in_torch(frozen, loaded, tuning_windows(loaded, arguments.runs))
     best = {arm: float(min(values, key=lambda r: values[r])) for arm, values in found.items()}
-    return {"kind": "tuning", "tokens": arguments.tune_steps * 2048, "kl": found, "lr": best}
+    tokens = arguments.tune_steps * recipe().distill.train.batch_tokens
+    return {"kind": "tuning", "tokens": tokens, "recipe": tuned_for(), "kl": found, "lr": best}
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """The plan is recorded first; then all seeds, all arms, one evaluation per seed."""
-    rates = next((r["lr"] for r in reversed(record.read(NAME)) if r["kind"] == "tuning"), None)
-    if rates is None:
-        raise SystemExit(
-            "no learning rates are recorded yet: run python -m benchmarks.quickstart_controls --tune first"
-        )
-    record.append(NAME, {"kind": "plan", "lr": rates, "seeds": arguments.seeds, "arms": ARMS})
+    tunings = [r for r in record.read(NAME) if r["kind"] == "tuning" and r["recipe"] == tuned_for()]
+    if not tunings:
+        raise SystemExit("no learning rates are recorded for this recipe: run with --tune first")
+    rates = tunings[-1]["lr"]
+    plan = {"lr": rates, "seeds": arguments.seeds, "arms": ARMS, "recipe": tuned_for(), "tokens": recipe().tokens}
+    record.append(NAME, {"kind": "plan", **plan})
     seeds = []
     for seed in arguments.seeds:
         frozen: dict[str, Any] = {}
@@ -106,23 +108,28 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             loaded, frozen[arm] = distilled([*overrides, *lr, f"seed={seed}"], arguments.runs)
         seeds.append({"seed": seed, "arms": scored(frozen, loaded, arguments.runs)})
         record.append(NAME, {"kind": "seed", **seeds[-1]})
-    whole, _ = recipe_and_tokens()
     return {
         "kind": "result",
         "versions": record.versions("edgeslm", "torch", "transformers", "llama-cpp-python"),
-        "model": "SmolLM2-135M-Instruct (as dequantised), 24 layers, q4_0, GGUF through llama.cpp",
-        "text": "austen-persuasion, chesterton-brown (shipped)",
-        "tokens": whole.tokens,
+        "model": f"{recipe().teacher.model.rpartition('/')[2]} as dequantised, {recipe().student.layers} layers, "
+        "GGUF through llama.cpp",
+        "text": ", ".join(p.stem for p in expand(recipe().evaluate.paths, RECIPE.parent)),
+        "tokens": recipe().tokens,
+        "recipe": tuned_for(),
         "lr": rates,
         "seeds": seeds,
     }
 
 
-def recipe_and_tokens() -> tuple[Any, int]:
-    from edgeslm import recipe as recipes
+def recipe() -> Any:
+    return load(RECIPE)
 
-    loaded = recipes.load(RECIPE)
-    return loaded, loaded.tokens
+
+def tuned_for() -> str:
+    """Hash of what a learning rate depends on: the training parts of the recipe, the rate itself and seed left out."""
+    train = recipe().distill.train.model_copy(update={"lr": 1.0, "steps": 0})
+    plain = recipe().model_copy(update={"distill": recipe().distill.model_copy(update={"train": train}), "seed": 0})
+    return str(plain.training_hash)
 
 
 def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[str, float]]:
@@ -133,7 +140,7 @@ def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[st
     from edgeslm.evaluate.closeness import evaluate
     from edgeslm.export.gguf import export
     from edgeslm.export.verify import verify
-    from edgeslm.models.load import load
+    from edgeslm.models.load import load as load_model
     from edgeslm.models.source import resolve
     from edgeslm.pipeline.heldout import heldout_windows
     from edgeslm.pipeline.stage import Context, available_cores
@@ -142,7 +149,7 @@ def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[st
 
     with tempfile.TemporaryDirectory(dir=runs) as name:
         work = Path(name)
-        teacher = load(resolve(loaded.teacher.model, RECIPE.parent), torch.float32)
+        teacher = load_model(resolve(loaded.teacher.model, RECIPE.parent), torch.float32)
         any_arm = next(iter(frozen.values()))
         config = teacher.model.config.to_dict()
         whole = freeze_floats(

@@ -154,7 +154,7 @@ class DistillPart(Part):
 
 class ExportPart(Part):
     kinds: Annotated[tuple[Literal["gguf", "onnx"], ...], Field(min_length=1)] = ("gguf", "onnx")
-    accuracy_level: Literal[0, 4] = 4  # onnxruntime: 0 float32 activations, 4 int8 activations (faster)
+    accuracy_level: Literal[0, 4] = 4  # onnxruntime: 0 float32 activations, 4 int8 activations (faster decode)
     teacher: tuple[Literal["gguf-f32", "gguf-f16", "onnx-f32"], ...] = ("gguf-f32", "gguf-f16", "onnx-f32")
 
 
