@@ -81,6 +81,8 @@ def bench(
             done += 1
             if artifact.name in problems:
                 continue
+            if on_progress is not None:  # before the work, so that a hang has a name
+                on_progress(artifact.name, done, total)
             if device.name == "local":
                 state["busy"].append(busy_cores(root))
                 state["temperature"].append(temperature_c(root))
@@ -90,8 +92,6 @@ def bench(
                 outcomes[artifact.name].append(outcome)
             except EdgeSLMError as error:
                 problems[artifact.name] = str(error)
-            if on_progress is not None:
-                on_progress(artifact.name, done, total)
     warmest = max((t for t in state["temperature"] if t is not None), default=None)
     busy = background_note(state["busy"], task["threads"])
     measurements = _bandwidth(device, task)

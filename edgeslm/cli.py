@@ -29,6 +29,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the resu
 Model = Annotated[str, typer.Argument(help="A .gguf file, an exported ONNX folder, or any teacher spec.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from edgeslm import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _edgeslm(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
     recipe: RecipeFile,
@@ -36,6 +51,7 @@ def run(
     runs: Runs = Path("runs"),
     until: Annotated[str | None, typer.Option(help="Stop after this stage (teacher, data, student, ...).")] = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe from teacher to report. Stopped at any moment, the same command goes on where it was."""
     from edgeslm import recipe as recipes
@@ -48,7 +64,7 @@ def run(
         raise RecipeError([f"--until {until}: no such stage; stages are {', '.join(names)}"])
     loaded = recipes.load(recipe, overrides or [])
     folder = run_pipeline(loaded, recipe.parent, runs, Progress(quiet), until)
-    typer.echo(str(folder))
+    typer.echo((folder / "run.json").read_text(encoding="utf-8") if as_json else str(folder))
 
 
 @app.command()
@@ -76,7 +92,9 @@ def export(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, or a frozen student inside one.")],
     kind: Annotated[str, typer.Option("--kind", help="gguf or onnx.")] = "gguf",
     out: Annotated[Path | None, typer.Option("--out", help="Where to write; beside the run by default.")] = None,
-    accuracy_level: Annotated[int, typer.Option(help="ONNX: 0 float32 or 4 int8 activations.")] = 4,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="ONNX only: 0 float32, 4 int8 activations (the default).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Export a trained student again, and verify every tensor of the file bit for bit."""

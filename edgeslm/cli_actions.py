@@ -40,7 +40,7 @@ def artifact_of(spec: str) -> Artifact:
     raise ModelError(f"{spec}: is neither a .gguf file nor an exported ONNX folder (with genai_config.json)")
 
 
-def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int) -> dict[str, Any]:
+def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int | None) -> dict[str, Any]:
     """A frozen student of a run -> file, verified. Raises ExportError, ModelError."""
     from edgeslm.export import EXPORTERS
     from edgeslm.export.verify import verify
@@ -48,10 +48,12 @@ def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int) ->
 
     if kind not in EXPORTERS:
         raise ExportError(f"--kind {kind}: no such container; known are {', '.join(EXPORTERS)}")
+    if accuracy_level not in (None, 0, 4) or (accuracy_level is not None and kind != "onnx"):
+        raise ExportError("--accuracy-level is 0 or 4 and goes with --kind onnx")
     frozen = Frozen.load(frozen_folder(run))
     target = out or run / ("student.gguf" if kind == "gguf" else f"student-{kind}")
-    options: dict[str, Any] = {"accuracy_level": accuracy_level} if kind == "onnx" else {}
-    artifact = EXPORTERS[kind](frozen, target, **options)
+    options: dict[str, Any] = {"accuracy_level": 4 if accuracy_level is None else accuracy_level}
+    artifact = EXPORTERS[kind](frozen, target, **(options if kind == "onnx" else {}))
     found = verify(artifact, frozen)
     if found["exact"] != found["tensors"]:
         raise ExportError(f"{target}: {found['first_mismatch']} differs from what was trained; do not ship this file")

@@ -154,21 +154,26 @@ def test_zero_steps_is_the_student_as_built(folder, tmp_path):
 
 @needs_llama_cpp
 def test_a_whole_run_through_the_command_line(folder, tmp_path):
-    done = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path)
+    both = ["export.kinds=[gguf, onnx]", "export.teacher=[gguf-f32, gguf-f16, onnx-f32]"]
+    done = edgeslm("run", folder / "tiny.yaml", *both, "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
     root = Path(done.stdout.strip())
     record = json.loads((root / "run.json").read_text())
     assert list(record["stages"]) == ["teacher", "data", "student", "distill", "export", "evaluate", "benchmark"]
     assert record["problems"] == []
     exact = json.loads((root / record["stages"]["export"] / "exact.json").read_text())
-    assert [e["artifact"] for e in exact] == ["student.gguf", "teacher-f32.gguf"]
+    files = ["student.gguf", "student-onnx", "teacher-f32.gguf", "teacher-f16.gguf", "teacher-f32-onnx"]
+    assert [e["artifact"] for e in exact] == files
     assert all(e["exact"] == e["tensors"] > 20 for e in exact)
+    assert all(e["planned_exact"] == e["planned"] > 20 for e in exact[:2])
     results = json.loads((root / "results.json").read_text())
     metrics = {(m["metric"], m["where"]["artifact"]) for m in results["measurements"]}
-    assert {("kl", "student.gguf"), ("perplexity", "teacher-f32.gguf"), ("decode", "student.gguf")} <= metrics
+    assert {("kl", f) for f in files[:2]} | {("decode", f) for f in files} <= metrics
+    assert ("perplexity", "teacher-f32.gguf") in metrics
+    assert str(tmp_path) not in (root / "report.html").read_text() + (root / "results.json").read_text()
     assert "student.gguf" in (root / "report.md").read_text()
     assert (root / "report.html").stat().st_size > 10_000
-    again = edgeslm("run", folder / "tiny.yaml", "--runs", tmp_path)
+    again = edgeslm("run", folder / "tiny.yaml", *both, "--runs", tmp_path)
     assert again.returncode == 0 and again.stderr.count("done before") == 7
     exported = edgeslm("export", root, "--out", tmp_path / "again.gguf", "--json")
     assert json.loads(exported.stdout)["exact"] == exact[0]["tensors"], exported.stderr
@@ -200,6 +205,14 @@ def test_check_tells_all_problems_and_writes_nothing(folder, tmp_path):
     loaded = recipes.load(folder / "tiny.yaml", overrides[:2])
     found = check(Context(loaded, folder, tmp_path / "none", Progress(quiet=True)))
     assert len(found.problems) == 2 and not (tmp_path / "none").exists()
+
+
+def test_the_quickstart_recipe_checks_out():
+    """Fetches the teacher where it is not in the cache."""
+    done = edgeslm("check", Path(__file__).parent.parent / "recipes" / "quickstart.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    assert plan["student's weights"].startswith("63.8 MB") and "24 layers" in plan["student"]
 
 
 def test_check_shows_the_plan(folder):

@@ -69,13 +69,13 @@ student: {{kind: depth, layers: 3, importance_tokens: 128}}
 quantize: {{refit_every: 2, start: 0.25}}
 distill:
   train: {{steps: 8, batch_tokens: 128, micro_rows: 2, lr: 0.002, checkpoint_every: 2, precision: f32}}
-export: {{kinds: [gguf], teacher: [gguf-f32]}}
+export: {{kinds: {kinds}, teacher: {teachers}}}
 evaluate: {{paths: ["{judge}"], context: 32, windows: 4, prompts: ["Say hello."], answer_tokens: 4}}
 benchmark: {{prompt_tokens: 8, new_tokens: 4, processes: 1, repeats: 2, warmups: 1}}
 """
 
 
-def recipe(folder: Path) -> Path:
+def recipe(folder: Path, kinds: str = "[gguf]", teachers: str = "[gguf-f32]") -> Path:
     """A whole recipe on a tiny teacher; its data lies beside it."""
     teacher_folder(folder / "teacher")
     sentences = [f"The {w} fox number {i} jumps over the lazy dog." for i, w in enumerate(["red", "old", "sly"] * 30)]
@@ -85,7 +85,9 @@ def recipe(folder: Path) -> Path:
     )
     rows = ['{"prompt": "Say hi.", "response": "Hi!"}', '{"prompt": "Count to two.", "response": "One, two."}']
     (folder / "chat.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    text = RECIPE.format(teacher="teacher", text="learn.txt", chat="chat.jsonl", judge="judge.txt")
+    text = RECIPE.format(
+        teacher="teacher", text="learn.txt", chat="chat.jsonl", judge="judge.txt", kinds=kinds, teachers=teachers
+    )
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path

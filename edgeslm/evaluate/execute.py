@@ -6,6 +6,7 @@ Every way a worker can fail becomes one RuntimeFailure with one sentence.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -122,7 +123,7 @@ def _collect(
     if last_document(done).get("ok") is not True:
         raise RuntimeFailure(
             f"{runtime.title} on {artifact} ({task}) ended without saying so, its result is not to be trusted; "
-            f"last words: {done.last_error_line or 'none'}"
+            f"last words: {without_paths(done.last_error_line) or 'none'}"
         )
     try:
         device.pull(str(remote / "result.json"), workdir / "result.json")
@@ -152,10 +153,16 @@ def parse_line(line: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def without_paths(text: str) -> str:
+    """Folders are left out: a report may be shared, and where a file lay on one machine helps nobody else."""
+    return re.sub(r"(?:[A-Za-z]:)?(?:[/\\\\][^\s/\\\\'\":]+)+[/\\\\](?=[^\s/\\\\'\":]+)", "", text)
+
+
 def failure_sentence(runtime: Runtime, artifact: str, task: str, done: Completed, timeout_s: float) -> str:
     """One sentence: what failed, on what, why as far as known, and what to do."""
     what = f"{runtime.title} on {artifact} ({task})"
-    tail = f"; last words: {done.last_error_line}" if done.last_error_line else ""
+    words = without_paths(done.last_error_line)
+    tail = f"; last words: {words}" if words else ""
     if done.timed_out:
         return f"{what} gave no result within {timeout_s:.0f} s and was stopped; allow more time or a shorter job{tail}"
     if done.oom:

@@ -60,6 +60,3 @@ class BlockFormat:
         """Packed bytes (any shape, uint8) of a whole tensor -> float32 of `shape`."""
         codes, scales = self.unpack(data.reshape(-1, self.bytes))
         return self.decode(codes, scales).reshape(shape)
-
-    def row_bytes(self, columns: int) -> int:
-        return columns // self.block * self.bytes

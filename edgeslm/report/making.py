@@ -120,6 +120,10 @@ def _training(run: Run) -> list[Block]:
         ("Share of the bound", "share_of_bound", percent),
         ("Peak memory", "peak_memory_bytes", byte_count),
     ])  # fmt: skip
+    forwards = t.get("kl_by_forward")
+    for dtype, kl in forwards.items() if isinstance(forwards, dict) else ():
+        if (value := _finite(kl)) is not None:
+            rows = (*rows, (f"Held-out KL, computed in {dtype}", f"{value:.4g}"))
     blocks: list[Block] = [Table("Training cost", ("Fact", "Value"), rows, frozenset({1}), half=True)] if rows else []
     held = tuple(
         (count(h["tokens"]), f"{h['kl']:.4g}" if "kl" in h else ABSENT, percent(h["top1"]) if "top1" in h else ABSENT)

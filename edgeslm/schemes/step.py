@@ -25,7 +25,6 @@ class Batch:
 
     ids: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] float32
-    row_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
