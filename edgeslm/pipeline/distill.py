@@ -101,7 +101,14 @@ class _Points:
         )
 
 
-def _summary(context: Context, folder: Path, config: Any, teacher: bool, points: list[dict[str, float]]) -> None:
+def _summary(
+    context: Context,
+    folder: Path,
+    config: Any,
+    teacher: bool,
+    points: list[dict[str, float]],
+    forwards: dict[str, float],
+) -> None:
     """Speed comes from the log, so that it is right after a restart; the bound from one matrix product now."""
     import json
     import statistics
