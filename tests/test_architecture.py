@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "edgeslm"
 TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "progress", "devices", "meters"}
-TORCH_FREE |= {"runtimes", "evaluate", "benchmark", "report", "cli", "cli_actions", "doctor"}
+TORCH_FREE |= {"recipe_text", "runtimes", "evaluate", "benchmark", "report", "cli", "cli_actions", "doctor"}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "llama_cpp"}
 MAY_NOT = {
     "formats": lambda room: room not in ("formats", "errors"),
