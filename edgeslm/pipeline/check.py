@@ -182,13 +182,12 @@ def _describe_plan(
     context: Context, summary: Any, shape: dict[str, Any], size: int, parameters: int, found: Findings
 ) -> None:
     from edgeslm import compute, units
-    from edgeslm.schemes.objective import Objective
+    from edgeslm.knowledge import LOSSES
 
     recipe = context.recipe
     flops = compute.matmul_flops(context.compute, seconds=0.2)
-    teacher = (
-        summary.config if Objective.build([t.model_dump() for t in recipe.distill.objective]).needs_teacher else None
-    )
+    losses = [LOSSES.get(term.loss) for term in recipe.distill.objective]  # an unknown one is told elsewhere
+    teacher = summary.config if any(loss is None or loss.needs_teacher for loss in losses) else None
     bound = cost.training_bound(shape, recipe.data.sequence, flops, teacher)
     kinds = ", ".join(f"{n} {name}" for name, n in summary.formats.items())
     found.plan += [
