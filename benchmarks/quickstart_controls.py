@@ -98,16 +98,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if not tunings:
         raise SystemExit("no learning rates are recorded for this recipe: run with --tune first")
     rates = tunings[-1]["lr"]
-    plan = {"lr": rates, "seeds": arguments.seeds, "arms": ARMS, "recipe": tuned_for(), "tokens": recipe().tokens}
-    record.append(NAME, {"kind": "plan", **plan})
-    seeds = []
-    for seed in arguments.seeds:
+    plan = {"lr": rates, "arms": ARMS, "recipe": tuned_for(), "tokens": recipe().tokens}
+    done = recorded_seeds(plan)
+    if done is None:
+        record.append(NAME, {"kind": "plan", "seeds": arguments.seeds, **plan})
+        done = {}
+    for seed in (s for s in arguments.seeds if s not in done):
         frozen: dict[str, Any] = {}
         for arm, overrides in ARMS.items():
             lr = [f"distill.train.lr={rates[arm]}"] if arm in rates else []
             loaded, frozen[arm] = distilled([*overrides, *lr, f"seed={seed}"], arguments.runs)
-        seeds.append({"seed": seed, "arms": scored(frozen, loaded, arguments.runs)})
-        record.append(NAME, {"kind": "seed", **seeds[-1]})
+        done[seed] = scored(frozen, loaded, arguments.runs)
+        record.append(NAME, {"kind": "seed", "seed": seed, "arms": done[seed]})
+    seeds = [{"seed": seed, "arms": arms} for seed, arms in sorted(done.items())]
     return {
         "kind": "result",
         "versions": record.versions("edgeslm", "torch", "transformers", "llama-cpp-python"),
@@ -121,6 +124,17 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def recorded_seeds(plan: dict[str, Any]) -> dict[int, Any] | None:
+    """{seed: arms} recorded since the last plan when that is this plan: a stopped comparison goes on. Else None."""
+    found: dict[int, Any] | None = None
+    for entry in record.read(NAME):
+        if entry["kind"] == "plan":
+            found = {} if all(entry[key] == value for key, value in plan.items()) else None
+        elif entry["kind"] == "seed" and found is not None:
+            found[entry["seed"]] = entry["arms"]
+    return found
+
+
 def recipe() -> Any:
     return load(RECIPE)
 
@@ -132,7 +146,7 @@ def tuned_for() -> str:
     return str(plain.training_hash)
 
 
-def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[str, float]]:
+def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[str, Any]]:
     """Each arm's GGUF through llama.cpp, all against one scoring of the float32 teacher."""
     import torch
 
@@ -169,7 +183,7 @@ def scored(frozen: dict[str, Any], loaded: Any, runs: Path) -> dict[str, dict[st
         )
     if problems:
         raise SystemExit(f"{problems[0]['artifact']}: {problems[0]['what']}")
-    result: dict[str, dict[str, float]] = {
+    result: dict[str, dict[str, Any]] = {
         arm: {"exact_tensors": exact[arm]["exact"] / exact[arm]["tensors"]} for arm in frozen
     }
     for m in found:

@@ -85,6 +85,7 @@ def plain(steps: int) -> list[dict[str, float]]:
 
         def forward(self, w: torch.Tensor) -> torch.Tensor:
             grid, blocks = FORMATS["q4_0"], w.detach().reshape(-1, 32)
+            assert grid.fit is not None and grid.encode is not None
             if self.scales is None:
                 self.scales = grid.fit(blocks)
             decoded = grid.decode(grid.encode(blocks, self.scales), self.scales).reshape(w.shape)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -88,6 +89,8 @@ class Frozen:
             flat = load_file(folder / "frozen.safetensors")
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no frozen student: {Path(error.filename).name} is missing") from error
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ModelError(f"{folder}: the frozen student is damaged ({error}); run its recipe again") from error
         tensors = {}
         for name, entry in head["tensors"].items():
             prefix = f"{name}|"
