@@ -219,7 +219,7 @@ def test_check_shows_the_plan(folder):
     done = edgeslm("check", folder / "tiny.yaml", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)["plan"]
-    assert "4.5" in plan["student's weights"] and "8 steps of 128 tokens" in plan["training"]
+    assert "4.61 bits" in plan["student's weights"] and "8 steps of 128 tokens" in plan["training"]
 
 
 def test_text_that_is_not_utf8_is_refused_before_any_compute(folder, tmp_path):
