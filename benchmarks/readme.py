@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import load_gguf, picture, quickstart, quickstart_controls, record, train_step
 
 README = Path(__file__).parent.parent / "README.md"
+RECIPE = quickstart_controls.RECIPE
 
 
 def quickstart_table() -> str:
@@ -113,15 +114,33 @@ def filled(text: str) -> str:
     return text
 
 
+def recipe_comment() -> str:
+    """The last line of the recipe's first comment."""
+    entry = record.read("quickstart")[-1]
+    head, training = quickstart.headline(entry), entry["training"]
+    return (
+        f"# Measured: {head['gguf_bytes'] / 1e6:.1f} MB GGUF, KL {head['kl']:.3f} nats a token, top-1 "
+        f"{head['top1_agreement']:.1%}, {training['tokens']:,} tokens, {head['run_seconds']:.0f} s on "
+        f"{entry['machine']['cores']} cores"
+    )
+
+
+def commented(text: str) -> str:
+    return re.sub(r"^# Measured: .*$", lambda m: recipe_comment(), text, count=1, flags=re.M)
+
+
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
+    text, recipe = README.read_text(encoding="utf-8"), RECIPE.read_text(encoding="utf-8")
     wanted = filled(text)
     image = picture.draw(record.read("quickstart")[-1])
     if "--check" in sys.argv:
-        if wanted != text or picture.OUT.read_text(encoding="utf-8") != image:
-            raise SystemExit("README.md or its picture differs from the records; run python -m benchmarks.readme")
+        if wanted != text or commented(recipe) != recipe or picture.OUT.read_text(encoding="utf-8") != image:
+            raise SystemExit(
+                "README.md, its picture or a recipe differs from the records; run python -m benchmarks.readme"
+            )
         return
     README.write_text(wanted, encoding="utf-8")
+    RECIPE.write_text(commented(recipe), encoding="utf-8")
     picture.OUT.write_text(image, encoding="utf-8")
 
 

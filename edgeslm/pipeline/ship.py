@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def _export(context: Context, folder: Path) -> None:
         context.progress.say(f"  export: {name}")
         options: dict[str, Any] = {"accuracy_level": part.accuracy_level} if kind == "onnx" else {}
         artifact = EXPORTERS[kind](frozen, folder / name, **options)
+        if note := frozen.metadata.get("note"):
+            artifact = replace(artifact, note="; ".join(filter(None, (artifact.note, note))))
         artifacts.append(artifact)
         exact.append(verify(artifact, frozen))
 
