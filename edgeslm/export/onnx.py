@@ -127,7 +127,8 @@ def _build_graph(frozen: Frozen, out: Path) -> None:
         shutil.copytree(tokenizer_folder(frozen), source)
         (source / "config.json").write_text(json.dumps(_config(frozen)), encoding="utf-8")
         script = Path(__file__).with_name("onnx_graph.py")
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # a fixed hash seed: the builder walks sets, and the same student must give the same bytes
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
         # -P: this folder must not be on the program's path, where onnx.py would hide the onnx package
         command = [sys.executable, "-P", str(script), str(source), str(out.resolve())]
         try:
