@@ -1,4 +1,4 @@
-"""What can be known of a model without its weights: tensor shapes for a config, and its tokenizer."""
+"""What can be known of a model without its weights: tensor shapes for a config."""
 
 from __future__ import annotations
 
