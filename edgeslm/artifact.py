@@ -24,6 +24,7 @@ class Artifact:
     grid: str  # "q4_0", "f16", "f32" or "mixed"
     recipe_hash: str = ""
     note: str = ""
+    unread_bytes: int = 0  # of the weights, what decoding a token leaves alone: the input table of an untied model
 
     @property
     def bits_per_weight(self) -> float:

@@ -39,7 +39,6 @@ class Settings:
     seed: int = 0
     timeout_s: float = 600.0
     watts_per_core: float | None = None
-    unread_bytes: tuple[tuple[str, int], ...] = ()  # artifact name -> weights a decode step does not read
 
     def problems(self) -> list[str]:
         low = [n for n in ("prompt_tokens", "new_tokens", "processes", "repeats") if getattr(self, n) < 1]
@@ -156,9 +155,8 @@ def bound(artifact: Artifact, outcomes: list[Outcome], where: Where, settings: S
     shape = [engine.get(key) for key in ("layers", "kv_heads", "head_dim", "kv_element_bytes")]
     kv = 2.0 * shape[0] * shape[1] * shape[2] * shape[3] if all(shape) else 0.0
     context = settings.prompt_tokens + settings.new_tokens / 2
-    unread = dict(settings.unread_bytes).get(artifact.name, 0)
-    moved = cost.decode_bytes(artifact.weight_bytes, kv, context, unread)
-    weights = artifact.weight_bytes - unread
+    moved = cost.decode_bytes(artifact.weight_bytes, kv, context, artifact.unread_bytes)
+    weights = artifact.weight_bytes - artifact.unread_bytes
     note = f"memory bandwidth / bytes a token needs ({weights} of weights, {kv * context:.0f} of cache)"
     cache = where.device.get("last_level_cache_bytes", 0)
     if cache > moved:

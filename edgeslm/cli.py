@@ -53,18 +53,23 @@ def run(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe from teacher to report. Stopped at any moment, the same command goes on where it was."""
+    """Run a recipe from teacher to report. Stopped at any moment, the same command goes on where it was.
+
+    Leaves with 1 when a file could not be evaluated or timed; the rest is done and reported all the same.
+    """
     from edgeslm import recipe as recipes
-    from edgeslm.pipeline.run import STAGES
     from edgeslm.pipeline.run import run as run_pipeline
+    from edgeslm.pipeline.run import stages
     from edgeslm.progress import Progress
 
-    names = [s.name for s in STAGES]
-    if until is not None and until not in names:
-        raise RecipeError([f"--until {until}: no such stage; stages are {', '.join(names)}"])
     loaded = recipes.load(recipe, overrides or [])
+    names = [s.name for s in stages(loaded)]
+    if until is not None and until not in names:
+        raise RecipeError([f"--until {until}: no such stage; stages of this recipe are {', '.join(names)}"])
     folder = run_pipeline(loaded, recipe.parent, runs, Progress(quiet), until)
-    typer.echo((folder / "run.json").read_text(encoding="utf-8") if as_json else str(folder))
+    record = (folder / "run.json").read_text(encoding="utf-8")
+    typer.echo(record if as_json else str(folder))
+    _tell(json.loads(record)["problems"])
 
 
 @app.command()
@@ -85,6 +90,29 @@ def check(recipe: RecipeFile, overrides: Overrides = None, runs: Runs = Path("ru
     found.raise_if_any()
     if not as_json:
         typer.echo("nothing is wrong with this recipe")
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose every tensor's format for the size a recipe gives (quantize.target), and show it. Trains nothing."""
+    from edgeslm import recipe as recipes
+    from edgeslm.cli_plan import plan_lines
+    from edgeslm.pipeline.run import run as run_pipeline
+    from edgeslm.progress import Progress
+
+    loaded = recipes.load(recipe, overrides or [])
+    if loaded.quantize.target is None:
+        raise RecipeError([f"{recipe.name}: gives no quantize.target; write one, such as target: {{bits: 4.0}}"])
+    folder = run_pipeline(loaded, recipe.parent, runs, Progress(quiet), "plan")
+    stage = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["plan"]
+    document = json.loads((folder / stage / "plan.json").read_text(encoding="utf-8"))
+    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(plan_lines(document)))
 
 
 @app.command()
@@ -200,18 +228,10 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def formats(as_json: AsJson = False) -> None:
-    """The number grids: bits, block, what each can do, and which container holds it exactly."""
-    from edgeslm.cli_actions import format_table
+    """The number grids: bits, block, what each can do, which container holds it exactly, what runs it fast."""
+    from edgeslm.cli_actions import format_lines, format_table
 
-    rows = format_table()
-    if as_json:
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        typer.echo(
-            f"{row['name']:14} {row['bits']:7.4f} bits  block {row['block']:4}  {row['verbs']:16} "
-            f"gguf: {row['gguf']:8} onnx: {row['onnx']}"
-        )
+    typer.echo(json.dumps(format_table(), indent=1) if as_json else "\n".join(format_lines()))
 
 
 def _show(measurements: list, problems: list, as_json: bool) -> None:
@@ -226,6 +246,11 @@ def _show(measurements: list, problems: list, as_json: bool) -> None:
             )
             mark = "" if m.kind == "measured" else f"  [{m.kind}]"
             typer.echo(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
+    _tell(problems)
+
+
+def _tell(problems: list[dict[str, str]]) -> None:
+    """Artifacts that failed, on stderr; leaves with 1 when there are any."""
     for problem in problems:
         typer.echo(f"{problem['artifact']}: {problem['what']}", err=True)
     if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 from edgeslm.errors import DataError, ExportError, ModelError
 from edgeslm.measurement import Measurement
-from edgeslm.models.stop import stop_ids
+from edgeslm.models.stop import begin_id, stop_ids
 
 NOTE = "edgeslm.json"  # what an exported ONNX folder says of itself
 
@@ -25,18 +26,22 @@ def artifact_of(spec: str) -> Artifact:
     if path.suffix == ".gguf" and path.is_file():
         from edgeslm.models.gguf_file import read
 
-        tensors = read(path).tensors.values()
+        table = read(path).tensors
+        tensors = table.values()
         formats = [t.format for t in tensors]
         grid = max(set(formats), key=formats.count)
         parameters = sum(t.parameters for t in tensors)
         weights = sum(t.nbytes for t in tensors)
-        return Artifact(path.name, path, "gguf", path_sha256(path), path_bytes(path), weights, parameters, grid)
+        sizes = path_bytes(path), weights, parameters, grid
+        unread = table["token_embd.weight"].nbytes if {"token_embd.weight", "output.weight"} <= set(table) else 0
+        return Artifact(path.name, path, "gguf", path_sha256(path), *sizes, unread_bytes=unread)
     if (path / "genai_config.json").is_file():
         known = json.loads((path / NOTE).read_text(encoding="utf-8")) if (path / NOTE).is_file() else None
         if known is None:
             raise ModelError(f"{spec}: was not exported by edgeslm (no {NOTE}); export the student again")
-        sizes = known["weight_bytes"], known["parameters"], known["grid"]
-        return Artifact(path.name, path, "onnx", path_sha256(path), path_bytes(path), *sizes)
+        sizes = path_bytes(path), known["weight_bytes"], known["parameters"], known["grid"]
+        unread = known.get("unread_bytes", 0)
+        return Artifact(path.name, path, "onnx", path_sha256(path), *sizes, unread_bytes=unread)
     raise ModelError(f"{spec}: is neither a .gguf file nor an exported ONNX folder (with genai_config.json)")
 
 
@@ -76,13 +81,17 @@ def frozen_folder(run: Path) -> Path:
 def evaluate_file(
     model: str, reference: str, texts: list[Path], context: int, count: int, threads: int
 ) -> tuple[list[Measurement], list[dict[str, str]]]:
-    """One file against a float teacher on the texts, through the files' own runtimes."""
+    """One file against a float teacher on the texts, through the files' own runtimes. Raises ModelError when the two
+    have different vocabularies: their distributions could not be compared token by token."""
     from edgeslm.data.text import documents
     from edgeslm.devices.local import LocalDevice
     from edgeslm.evaluate.closeness import evaluate, windows
+    from edgeslm.models.agreement import vocabulary_difference
     from edgeslm.pipeline.stage import available_cores
 
     tokenizer = tokenizer_of(Path(reference))
+    if difference := vocabulary_difference(tokenizer, tokenizer_of(Path(model))):
+        raise ModelError(f"{model} and {reference} cannot be compared: {difference}")
     share = -(-count // len(texts))
     found = [w for ids in documents(texts, tokenizer) for w in windows(ids, context, share)][:count]
     candidate = artifact_of(model)
@@ -91,7 +100,7 @@ def evaluate_file(
             artifact_of(reference),
             [candidate],
             found,
-            bos_id=None,
+            bos_id=begin_id(tokenizer),
             threads=threads or available_cores(),
             device=LocalDevice(),
             workdir=Path(work),
@@ -221,21 +230,14 @@ def _as_gguf(source: Any) -> Path:
 
 
 def format_table() -> list[dict[str, Any]]:
-    """One row per grid: what it costs, what it can do, which container holds it."""
-    from edgeslm.export import REFUSES
-    from edgeslm.export.onnx import holds
-    from edgeslm.formats import FORMATS
+    """One row per grid: what it costs, what it can do, which container holds it, what runs it fast."""
+    from edgeslm.export.table import rows
 
-    return [
-        {
-            "name": f.name,
-            "bits": f.bits,
-            "block": f.block,
-            "bytes": f.bytes,
-            "verbs": "train and write" if f.encode else "read",
-            "gguf": ("refused" if REFUSES["gguf"](f.name) else "exact") if f.encode else "read",
-            "onnx": holds(f.name) if f.encode else "refused",
-            "source": f.source,
-        }
-        for f in FORMATS.values()
-    ]
+    return rows()
+
+
+def format_lines() -> list[str]:
+    """The same for a terminal, as wide as it is; as wide as it gets where the output is no terminal."""
+    from edgeslm.export.table import rows, text
+
+    return text(rows(), shutil.get_terminal_size((240, 24)).columns)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edgeslm.errors import EdgeSLMError
 
@@ -67,6 +70,24 @@ def return_freed_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except OSError:
             return
+
+
+def compiler_missing(device: str) -> bool:
+    """Whether torch.compile has no C++ compiler to make CPU code with (a GPU needs none)."""
+    return device != "cuda" and not any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++"))
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Fuses the element-wise work of every decoder layer, in place; all layers share one compilation. Code is made at
+    the first forward of each shape of input, which takes some ten seconds on a CPU."""
+    torch._dynamo.config.cache_size_limit = 64  # layers differ in a few constants at most
+    for layer in model.base_model.layers:  # type: ignore[union-attr]
+        layer.compile(dynamic=False)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside, compiled modules run as they were written: for other shapes than training's, seen once or twice."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def matmul_flops(

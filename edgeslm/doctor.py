@@ -15,6 +15,8 @@ PACKAGES = (
     ("transformers", "training", "pip install 'transformers>=5'", False),
     ("gguf", "writing GGUF files", "pip install gguf", False),
     ("llama-cpp-python", "running GGUF files", "python -m edgeslm.runtimes.native", True),
+    ("onnx", "writing ONNX files", "pip install onnx onnxruntime onnxruntime-genai onnx-ir", True),
+    ("onnx-ir", "writing ONNX files", "pip install onnx onnxruntime onnxruntime-genai onnx-ir", True),
     ("onnxruntime", "running ONNX files", "pip install onnx onnxruntime onnxruntime-genai onnx-ir", True),
     (
         "onnxruntime-genai",

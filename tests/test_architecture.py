@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "edgeslm"
 TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "progress", "devices", "meters"}
-TORCH_FREE |= {"recipe_text", "runtimes", "evaluate", "benchmark", "report", "cli", "cli_actions", "doctor"}
+TORCH_FREE |= {
+    "recipe_text",
+    "recipe_parts",
+    "runtimes",
+    "evaluate",
+    "benchmark",
+    "report",
+    "cli",
+    "cli_actions",
+    "cli_plan",
+    "doctor",
+}
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "llama_cpp"}
 MAY_NOT = {
     "formats": lambda room: room not in ("formats", "errors"),
@@ -21,7 +32,7 @@ MAY_NOT = {
     "schemes": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "report"),
     "quantize": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "teachers"),
     "students": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline"),
-    "teachers": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline"),
+    "teachers": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "schemes"),
     "devices": lambda room: room in ("runtimes", "export", "schemes", "pipeline"),
     "runtimes": lambda room: room in ("devices", "export", "schemes", "pipeline"),
     "meters": lambda room: room in ("devices", "runtimes", "schemes", "export", "pipeline"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,17 @@ def test_settings_are_refused_first(tmp_path: Path) -> None:
 def test_a_busy_machine_is_a_doubt() -> None:
     assert background_note([0.1, 0.2], 2) == "" and background_note([], 2) == "" and background_note([None], 2) == ""
     assert "1.7 cores busy" in background_note([0.0, 1.7], 2)
+
+
+def test_what_decoding_does_not_read_raises_the_ceiling(tmp_path: Path) -> None:
+    tied, untied = files(tmp_path, "a.gguf", "b.gguf")
+    found, _ = bench(
+        [tied, replace(untied, unread_bytes=6)],
+        [1],
+        Settings(prompt_tokens=2, new_tokens=1, processes=1, warmups=0, repeats=1),
+        device=FakeDevice([turn(), turn()], FACTS),
+        workdir=tmp_path / "w",
+    )
+    bounds = {m.where.artifact: m for m in found if m.metric == "decode_bound"}
+    assert bounds["a.gguf"].median == 1e10 / 8 and bounds["b.gguf"].median == 1e10 / 2
+    assert "2 of weights" in bounds["b.gguf"].note

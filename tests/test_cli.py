@@ -118,3 +118,43 @@ def test_a_truncated_gguf_is_one_sentence(gguf, tmp_path):
     short.write_bytes(gguf.read_bytes()[: gguf.stat().st_size // 2])
     done = edgeslm("bench", short)
     assert done.returncode == 2 and "short.gguf" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_a_run_whose_runtime_crashed_says_so_and_exits_1(option, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgeslm.cli import app
+
+    record = {"stages": {}, "problems": [{"stage": "evaluate", "artifact": "student.gguf", "what": "it crashed"}]}
+
+    def done(*_: object) -> Path:
+        (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        return tmp_path
+
+    monkeypatch.setattr("edgeslm.pipeline.run.run", done)
+    tiny.recipe(tmp_path)
+    for problems, code in ((record["problems"], 1), ([], 0)):
+        record["problems"] = problems
+        result = CliRunner().invoke(app, ["run", str(tmp_path / "tiny.yaml"), option])
+        assert result.exit_code == code and ("student.gguf: it crashed" in result.stderr) == bool(problems)
+        assert result.stdout.strip() == (json.dumps(record) if option == "--json" else str(tmp_path))
+
+
+def test_eval_refuses_another_vocabulary_of_the_same_size(gguf, tmp_path):
+    """Sizes agree, ids do not: what one file calls 3 is another token of the other."""
+    from tokenizers import Tokenizer
+
+    from edgeslm.export.gguf import export
+
+    state = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
+    other = tiny.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>")
+    write_tokenizer(other, tmp_path / "tokenizer")
+    model = tiny.llama()
+    weights, config = dict(model.named_parameters()), model.config.to_dict()
+    file = export(freeze_floats(weights, "f32", "llama", config, tmp_path / "tokenizer", "t", {}), tmp_path / "o.gguf")
+    (tmp_path / "judge.txt").write_text("Once there was a lighthouse. " * 20, encoding="utf-8")
+    done = edgeslm("eval", file.path, "--teacher", gguf, "--text", tmp_path / "judge.txt", "--context", 64)
+    assert done.returncode == 2 and "cannot be compared: token '!' has id" in done.stderr.replace('"', "'"), done.stderr

@@ -147,3 +147,32 @@ def test_an_empty_seeds_file_is_one_sentence(tmp_path):
 def test_lines_end_at_newlines_only(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"prompt": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
     assert len(chat.documents([tmp_path / "c.jsonl"], tiny.tokenizer())) == 1
+
+
+def begun_tokenizer(first: str = "<|endoftext|>"):
+    """Begins every text with a token, as Llama's does."""
+    from tokenizers import processors
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = first
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+    )
+    return tokenizer
+
+
+def test_every_document_begins_as_the_models_texts_begin(tmp_path):
+    (tmp_path / "a.txt").write_text("the story", encoding="utf-8")
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "a"}\n{"text": "the"}\n', encoding="utf-8")
+
+    def all_of(tokenizer) -> list[list[int]]:
+        files = [tmp_path / name for name in ("a.txt", "chat.jsonl", "seeds.jsonl")]
+        made = text.documents(files[:1], tokenizer) + chat.documents(files[1:2], tokenizer)
+        return made + prompts_from(files[2:], tokenizer)
+
+    plain = all_of(tiny.tokenizer())
+    assert all_of(begun_tokenizer()) == [[0, *ids] for ids in plain] and all(ids[0] != 0 for ids in plain)
+    marker = all_of(begun_tokenizer("<|im_start|>"))  # what the chat template writes by itself is not doubled
+    assert [ids[:2].count(1) for ids in marker] == [1, 1, 1, 1]
+    assert marker[1:3] == plain[1:3]

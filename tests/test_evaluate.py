@@ -11,7 +11,7 @@ import tiny_models as tiny
 
 from edgeslm.artifact import Artifact
 from edgeslm.devices.local import LocalDevice
-from edgeslm.errors import DataError, RuntimeFailure
+from edgeslm.errors import DataError, DeviceError, RuntimeFailure
 from edgeslm.evaluate.answers import Conversation, answers
 from edgeslm.evaluate.closeness import EDGES, evaluate, histogram, windows
 from edgeslm.runtimes import RUNTIMES
@@ -154,3 +154,27 @@ def test_a_conversation_that_cannot_start(tmp_path: Path) -> None:
             threads=1,
             context=32,
         )
+
+
+class FullDevice(LocalDevice):
+    """A device whose disk takes models and jobs, but not a reference's log-probabilities."""
+
+    def push(self, path: Path) -> str:
+        if path.name == "reference.npy":
+            raise DeviceError("reference.npy: no space left on the device")
+        return super().push(path)
+
+
+def test_a_push_that_fails_is_a_problem_of_the_candidate(tmp_path: Path) -> None:
+    """What was measured before it stays."""
+    found, problems = evaluate(
+        tiny.artifacts()["llama_cpp"],
+        [tiny.artifact(tiny.built() / "near.gguf", "gguf")],
+        windows(tiny.ids(64), CONTEXT, 1),
+        bos_id=None,
+        threads=1,
+        device=FullDevice(facts={"id": "test", "cores": 1}),
+        workdir=tmp_path / "work",
+    )
+    assert [(m.where.artifact, m.metric) for m in found] == [("teacher.gguf", "perplexity")]
+    assert problems == [{"artifact": "near.gguf", "what": "reference.npy: no space left on the device"}]

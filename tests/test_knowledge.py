@@ -75,3 +75,16 @@ def test_label_smoothing_is_a_mix_of_one_hot_and_uniform():
     log_s = torch.log_softmax(student, -1)
     wanted = -(0.9 * log_s.gather(1, TARGETS[:, None])[:, 0] + 0.1 * log_s.mean(-1))
     torch.testing.assert_close(LOSSES["cross_entropy"].fn(student, None, TARGETS, label_smoothing=0.1), wanted)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_option_says_what_it_takes(name):
+    """Annotated, and its own default passes."""
+    import inspect
+
+    from edgeslm.pipeline.check_losses import mistake, options_of
+
+    options = options_of(LOSSES[name].fn)
+    defaults = {n: inspect.signature(LOSSES[name].fn).parameters[n].default for n in options}
+    assert [mistake(default, options[n]) for n, default in defaults.items()] == [None] * len(options)
+    assert all(mistake(object(), annotation) for annotation in options.values())

@@ -133,11 +133,15 @@ def at(path: Path, kind: str = "gguf", **more: Any) -> Source:
 
 def test_block_sizes_are_gguf_pys() -> None:
     ours = {number: sizes for number, (_, *sizes) in gguf_file.GGML_TYPES.items()}
-    assert ours == {int(kind): list(sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     names = {number: name for number, (name, *_) in gguf_file.GGML_TYPES.items()}
-    assert names == {int(kind): kind.name.lower() for kind in gguf.GGML_QUANT_SIZES}
+    newer = {42: "q2_0"}  # newer than the package; test_formats holds them against libggml
+    assert {n: s for n, s in ours.items() if n not in newer} == {
+        int(k): list(s) for k, s in gguf.GGML_QUANT_SIZES.items()
+    }
+    assert names == {int(kind): kind.name.lower() for kind in gguf.GGML_QUANT_SIZES} | newer
     for form in FORMATS.values():
-        assert gguf_file.GGML_TYPES[form.ggml_type][1:] == (form.block, form.bytes)
+        if form.ggml_type is not None:
+            assert gguf_file.GGML_TYPES[form.ggml_type][1:] == (form.block, form.bytes)
 
 
 def test_header_is_what_gguf_py_reads(tmp_path: Path) -> None:
@@ -712,3 +716,14 @@ def test_llama_cpp_scores_text_alike(name: str) -> None:
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.9
     assert min(np.corrcoef(a, b)[0, 1] for a, b in zip(ours, theirs, strict=True)) > 0.99
     assert math.isfinite(float(np.abs(ours - theirs).max()))
+
+
+def test_a_shape_that_transformers_refuses_is_one_sentence():
+    import tiny
+
+    from edgeslm.models.shapes import parameter_shapes
+
+    config = tiny.qwen2(layers=2).config.to_dict()
+    assert len(parameter_shapes(config)) == 2 * 12 + 2
+    with pytest.raises(ModelError, match="makes no qwen2 model of this shape"):
+        parameter_shapes({**config, "num_hidden_layers": 1})

@@ -15,6 +15,7 @@ import tiny
 import torch
 
 from edgeslm import recipe as recipes
+from edgeslm.artifact import Artifact
 from edgeslm.pipeline.check import check
 from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
@@ -288,3 +289,313 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_run_goes_on(folder, whole,
     assert edgeslm("run", folder / "tiny.yaml", "--runs", small_disk, "--until", "distill").returncode == 0
     (resumed,) = small_disk.glob("tiny/distill-*")
     assert same_weights(whole, resumed)
+
+
+def bare_context(folder: Path, root: Path) -> Context:
+    return Context(recipes.load(folder / "tiny.yaml"), folder, root, Progress(quiet=True))
+
+
+def test_a_retry_that_is_stopped_while_it_clears_does_not_look_finished(folder, tmp_path, monkeypatch):
+    from edgeslm.pipeline import run as run_module
+    from edgeslm.pipeline.stage import Stage, write_json
+
+    done: list[str] = []
+
+    def work(context: Context, place: Path) -> None:
+        done.append("once more")
+        if len(done) == 1:
+            write_json(place / "problems.json", [{"artifact": "a.gguf", "what": "crashed"}])
+
+    def stopped(place: Path) -> None:
+        (place / "problems.json").unlink()
+        raise KeyboardInterrupt
+
+    stage, context = Stage("evaluate", (), lambda context: "slice", work), bare_context(folder, tmp_path)
+    run_module._run_stage(context, stage)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module.shutil, "rmtree", stopped)
+        run_module._run_stage(context, stage)
+    run_module._run_stage(context, stage)
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("name", ["_evaluate", "_benchmark"])
+def test_kept_memory_is_given_back_before_workers_run(folder, tmp_path, monkeypatch, name):
+    from edgeslm import compute
+    from edgeslm.pipeline import ship
+
+    said: list[str] = []
+
+    def look(*_: object) -> None:
+        said.append("looked at the files")
+        raise InterruptedError
+
+    monkeypatch.setattr(compute, "return_freed_memory", lambda: said.append("gave memory back"))
+    monkeypatch.setattr(ship, "artifacts_of", look)
+    monkeypatch.setattr(ship, "heldout_windows", look)
+    with pytest.raises(InterruptedError):
+        getattr(ship, name)(bare_context(folder, tmp_path), tmp_path)
+    assert said == ["gave memory back", "looked at the files"]
+
+
+def test_every_family_of_teachers_gives_a_student(folder, tmp_path):
+    """The Llama is in all other tests; Qwen2's config lists a type for every layer, which must be cut with them."""
+    assert list(tiny.FAMILIES) == ["llama", "qwen2"]
+    teacher = tiny.teacher_folder(tmp_path / "teacher", "qwen2")
+    frozen = Frozen.load(distilled(folder, tmp_path / "runs", f"teacher.model={teacher}") / "frozen")
+    assert frozen.arch == "qwen2" and frozen.config["num_hidden_layers"] == len(frozen.config["layer_types"]) == 3
+    too_many = recipes.load(folder / "tiny.yaml", [f"teacher.model={teacher}", "student.layers=9"])
+    found = check(Context(too_many, folder, tmp_path / "none", Progress(quiet=True)))
+    assert found.problems == ["student.layers is 9 but the teacher has 4 layers"]
+
+
+DECIDES_NOTHING = {
+    "__init__.py", "__main__.py", "cli.py", "doctor.py", "errors.py", "progress.py", "recipe.py", "recipe_parts.py",
+    "recipe_text.py", "units.py", "pipeline/__init__.py", "pipeline/run.py",
+}  # fmt: skip
+
+
+def test_a_stage_depends_on_the_code_that_decides_its_result(folder, whole, tmp_path, monkeypatch):
+    import shutil
+
+    from edgeslm.pipeline import stage as stage_module
+    from edgeslm.pipeline.run import STAGES
+
+    package = stage_module.PACKAGE
+    context = bare_context(folder, whole.parent)
+    context.folders = {s.name: whole.parent / f"{s.name}-x" for s in STAGES} | {
+        "student": next(whole.parent.glob("student-*"))
+    }
+    stages = [s for s in STAGES if s.name != "plan"]
+
+    def hashes(changed: str = "") -> dict[str, str]:
+        copied = tmp_path / f"code-{changed.replace('/', '-')}"
+        shutil.copytree(package, copied, ignore=lambda _, names: [n for n in names if n in ("assets", "__pycache__")])
+        if changed:
+            (copied / changed).write_text((copied / changed).read_text() + "# mended\n")
+        monkeypatch.setattr(stage_module, "PACKAGE", copied)
+        return {s.name: stage_module.stage_hash(s, context) for s in stages}
+
+    before = hashes()
+    training = {"teacher", "data", "student", "distill"}
+    for changed, wanted in {
+        "formats/legacy.py": training,
+        "pipeline/distill.py": training,
+        "export/gguf.py": {"export"},
+        "evaluate/closeness.py": {"evaluate", "benchmark"},
+        "runtimes/workers/scoring.py": {"evaluate", "benchmark"},
+        "benchmark.py": {"benchmark"},
+        "report/page.py": set(),
+    }.items():
+        after = hashes(changed)
+        assert {name for name in before if before[name] != after[name]} == wanted, changed
+    monkeypatch.setattr(stage_module, "version", lambda name: "another" if name == "transformers" else "same")
+    first = stage_module.stage_hash(stages[0], context)
+    monkeypatch.setattr(stage_module, "version", lambda name: "same")
+    assert first != stage_module.stage_hash(stages[0], context)
+
+
+def test_every_file_of_the_package_is_said_to_decide_a_result_or_not_to():
+    """A new file must be given to the stages whose results it decides."""
+    from edgeslm.pipeline.run import STAGES
+    from edgeslm.pipeline.stage import PACKAGE
+
+    rooms = {room for stage in STAGES for room in stage.rooms}
+    assert all((PACKAGE / room).exists() for room in rooms)
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        decides = name in rooms or name.split("/")[0] in rooms
+        told = name in DECIDES_NOTHING or name.startswith(("report/", "cli_", "pipeline/check"))
+        assert decides != told, name
+
+
+def problems(folder: Path, root: Path, *overrides: str) -> list[str]:
+    loaded = recipes.load(folder / "tiny.yaml", overrides)
+    return check(Context(loaded, folder, root, Progress(quiet=True))).problems
+
+
+@pytest.mark.parametrize("missing", ["onnx-ir", "onnx", "onnxruntime", "onnxruntime-genai", "llama_cpp_python"])
+def test_check_asks_for_what_every_container_needs_of_students_and_of_teachers(folder, tmp_path, monkeypatch, missing):
+    from importlib.metadata import PackageNotFoundError
+
+    from edgeslm.pipeline import check_files
+
+    def version(package: str) -> str:
+        if package == missing:
+            raise PackageNotFoundError(package)
+        return "1"
+
+    monkeypatch.setattr(check_files, "version", version)
+    other, file = ("gguf", "gguf-f32") if "llama" not in missing else ("onnx", "onnx-f32")
+    asked = ("onnx", "onnx-f32") if other == "gguf" else ("gguf", "gguf-f32")
+    assert not problems(folder, tmp_path, f"export.kinds=[{other}]", f"export.teacher=[{file}]")
+    of_teacher = problems(folder, tmp_path, f"export.kinds=[{other}]", f"export.teacher=[{file}, {asked[1]}]")
+    of_student = problems(folder, tmp_path, f"export.kinds=[{asked[0]}]", f"export.teacher=[{file}]")
+    for key, found in (("export.teacher", of_teacher), ("export.kinds", of_student)):
+        assert [key in p and missing in p and "edgeslm doctor" in p for p in found] == [True]
+
+
+def test_what_gguf_cannot_say_matters_only_where_gguf_is_written(folder, tmp_path, monkeypatch):
+    from edgeslm.errors import ModelError
+
+    def refuse(*_: object) -> None:
+        raise ModelError("llama.cpp cannot mimic this tokenizer")
+
+    monkeypatch.setattr("edgeslm.models.gguf_vocab.metadata_from_tokenizer", refuse)
+    assert not problems(folder, tmp_path, "export.kinds=[onnx]", "export.teacher=[onnx-f32]")
+    assert "cannot mimic" in problems(folder, tmp_path, "export.kinds=[onnx]", "export.teacher=[gguf-f32]")[0]
+    assert "cannot mimic" in problems(folder, tmp_path, "export.kinds=[gguf]", "export.teacher=[onnx-f32]")[0]
+
+
+def test_disk_is_asked_for_what_is_still_to_be_written(folder, whole, tmp_path, monkeypatch):
+    """A finished run renders on a full disk; one that trained asks for what comes after training only."""
+    import shutil
+    from collections import namedtuple
+
+    from edgeslm.pipeline import check_files
+    from edgeslm.pipeline.run import stages
+    from edgeslm.pipeline.stage import place
+
+    usage, free = namedtuple("usage", "free"), 0
+    monkeypatch.setattr(check_files.shutil, "disk_usage", lambda _: usage(free))
+    root = tmp_path / "tiny"
+    shutil.copytree(whole.parent, root)
+    context = bare_context(folder, root)
+    parameters = sum(p.numel() for p in tiny.llama().parameters())
+    assert "GB free" in problems(folder, tmp_path / "new")[0] and "GB free" in problems(folder, root)[0]
+    free = 10 * parameters
+    assert "GB free" in problems(folder, tmp_path / "new")[0] and not problems(folder, root)
+    for stage in stages(context.recipe):
+        context.folders[stage.name] = place(stage, context)
+        context.folders[stage.name].mkdir(exist_ok=True)
+        (context.folders[stage.name] / "done.json").touch()
+    free = 0
+    assert not problems(folder, root)
+    (context.folders["evaluate"] / "problems.json").touch()
+    assert "GB free" in problems(folder, root)[0]
+
+
+def test_a_checkpoint_that_is_there_needs_no_room_again(folder, whole, tmp_path):
+    import shutil
+
+    from edgeslm.pipeline.check_files import unfinished
+
+    root = tmp_path / "tiny"
+    shutil.copytree(whole.parent, root)
+    assert list(unfinished(bare_context(folder, root))) == ["export", "evaluate", "benchmark"]
+    (distill,) = root.glob("distill-*")
+    shutil.rmtree(distill)
+    distill.mkdir()
+    (distill / "checkpoint.safetensors").write_bytes(bytes(12345))
+    assert unfinished(bare_context(folder, root))["distill"] == 12345
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.objective=[{loss: forward_kl, temperature: true}]", "temperature: True does not do"),
+        ("distill.objective=[{loss: forward_kl, temperature: .inf}]", "temperature: inf does not do"),
+        ("distill.objective=[{loss: forward_kl, temperature: 0}]", "should be greater than 0"),
+        ("distill.objective=[{loss: forward_kl, temperature: '2'}]", "should be a valid number"),
+        ("distill.objective=[{loss: cross_entropy, label_smoothing: 1.5}]", "less than or equal to 1"),
+        ("teacher.tokenizer=judge.txt", "brings its own tokenizer"),
+        ("data.sources.2.max_new=250", "data.sources.2.max_new asks for 250 tokens after a seed of"),
+        ("evaluate.answer_tokens=250", "evaluate.answer_tokens asks for 250 tokens after a prompt of"),
+    ],
+)
+def test_check_looks_at_values(folder, tmp_path, override, words):
+    (found,) = problems(folder, tmp_path, override)
+    assert words in found
+
+
+def test_values_that_mean_something_pass(folder, tmp_path):
+    terms = "[{loss: forward_kl, temperature: 2}, {loss: cross_entropy, label_smoothing: 0.1}]"
+    assert not problems(folder, tmp_path, f"distill.objective={terms}")
+
+
+def test_both_forwards_are_of_what_was_frozen(folder, tmp_path):
+    """Trained on the grid, the last point of the curve is one of them; trained in float, neither."""
+    bf16 = "distill.train.precision=bf16"
+    for overrides, same in ((["quantize.start=0.25"], True), (["quantize.start=1.0"], False)):
+        made = distilled(folder, tmp_path / str(same), bf16, "distill.train.steps=4", *overrides)
+        summary = json.loads((made / "summary.json").read_text())
+        kl = summary["kl_by_forward"]
+        assert list(kl) == ["bfloat16", "float32"] and kl["float32"] != kl["bfloat16"]
+        assert (kl["bfloat16"] == summary["heldout"][-1]["kl"]) == same, summary
+        assert same or kl["bfloat16"] > summary["heldout"][-1]["kl"] + 1e-3
+
+
+def test_points_judged_on_other_text_are_not_kept(folder, whole, tmp_path):
+    import shutil
+
+    from edgeslm.pipeline.distill import _Points
+
+    kept = tmp_path / "distill"
+    kept.mkdir()
+    shutil.copy(whole / "heldout.json", kept)
+    context = bare_context(folder, whole.parent)
+    points = _Points(context, None, None, kept)
+    assert [p["tokens"] for p in points.points] == [0, 256, 512, 768, 1024]
+    assert points.judged["files"] == ["judge.txt"] and (points.judged["windows"], points.judged["context"]) == (4, 32)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "judge.txt").write_text("Quite another text about a garden and its snails. " * 20, encoding="utf-8")
+    assert _Points(bare_context(other, whole.parent), None, None, kept).points == []
+
+
+def test_a_shipped_file_tells_nothing_of_this_machine(folder, tmp_path):
+    """Its recipe names the teacher and the texts, not where they lie."""
+    from edgeslm.export.gguf import export
+
+    where = tmp_path / "machine"
+    tiny.recipe(where / "home")
+    absolute = [f"teacher.model={where / 'home' / 'teacher'}", f"data.sources.0.paths=[{where / 'home' / 'learn.txt'}]"]
+    made = distilled(where / "home", tmp_path / "runs", *absolute, "distill.train.steps=0")
+    shipped = export(Frozen.load(made / "frozen"), tmp_path / "student.gguf").path.read_bytes()
+    assert b"model: teacher" in shipped and b"- learn.txt" in shipped and b"edgeslm.recipe_hash" in shipped
+    assert str(where).encode() not in shipped
+
+
+def with_begin_token(folder: Path) -> Path:
+    """The tiny teacher with a tokenizer that begins every text, as Llama's does."""
+    from tokenizers import processors
+
+    made = tiny.teacher_folder(folder)
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def test_a_model_that_begins_its_texts_is_trained_and_judged_so(folder, tmp_path, monkeypatch):
+    from edgeslm.data.rows import Rows
+    from edgeslm.pipeline import ship
+    from edgeslm.pipeline.heldout import heldout_ids, heldout_windows
+
+    teacher = with_begin_token(tmp_path / "teacher")
+    loaded = recipes.load(folder / "tiny.yaml", [f"teacher.model={teacher}"])
+    root = run(loaded, folder, tmp_path / "runs", Progress(quiet=True), until="data")
+    rows = Rows.load(next(root.glob("data-*")) / "rows.safetensors")
+    assert [int(rows.ids[rows.source == source][0, 0]) for source in range(3)] == [0, 0, 0]
+    context = Context(loaded, folder, root, Progress(quiet=True))
+    plain = bare_context(folder, root)
+    assert set(heldout_ids(context)[:, 0].tolist()) == {0}
+    assert heldout_ids(plain).tolist() == heldout_windows(plain) and 0 not in heldout_ids(plain)
+
+    given: list[int | None] = []
+
+    def look(*_: object, bos_id: int | None, **__: object) -> None:
+        given.append(bos_id)
+        raise InterruptedError
+
+    monkeypatch.setattr("edgeslm.evaluate.closeness.evaluate", look)
+    monkeypatch.setattr(
+        ship, "artifacts_of", lambda _: [Artifact("teacher-f32.gguf", tmp_path, "gguf", "", 1, 1, 1, "f32")]
+    )
+    for each in (context, plain):
+        with pytest.raises(InterruptedError):
+            ship._evaluate(each, tmp_path)
+    assert given == [0, None]

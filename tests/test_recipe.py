@@ -109,8 +109,20 @@ def test_patterns_that_match_nothing_are_told(tmp_path):
         recipes.expand(["package:text/none/*"], tmp_path)
 
 
-def test_shipped_text_is_split_by_author_and_about_300_kB():
-    learn = {p.name.split("-")[0] for p in recipes.expand(["package:text/learn/*.txt"], FOLDER)}
+def test_shipped_text_is_split_by_author_and_about_1300_kB():
+    learned = recipes.expand(["package:text/learn/*.txt", "package:text/more/*.txt"], FOLDER)
+    learn = {p.name.split("-")[0] for p in learned}
     judge = {p.name.split("-")[0] for p in recipes.expand(["package:text/judge/*.txt"], FOLDER)}
     assert learn and judge and not learn & judge
-    assert 250_000 < sum(p.stat().st_size for p in recipes.expand(["package:text/*/*.txt"], FOLDER)) < 350_000
+    assert 1_200_000 < sum(p.stat().st_size for p in recipes.expand(["package:text/*/*.txt"], FOLDER)) < 1_400_000
+
+
+def test_a_start_that_leaves_no_step_on_the_grid_is_refused(tmp_path):
+    import tiny
+
+    folder = tiny.recipe(tmp_path)
+    for start, steps in ((0.99, 8), (0.95, 8)):
+        with pytest.raises(RecipeError, match=r"quantize.start \(0.9\d\) leaves none of the 8 steps on the grid"):
+            recipes.load(folder, [f"quantize.start={start}", f"distill.train.steps={steps}"])
+    for start, steps in ((1.0, 8), (0.9, 8), (0.99, 0), (0.0, 8)):
+        recipes.load(folder, [f"quantize.start={start}", f"distill.train.steps={steps}"])

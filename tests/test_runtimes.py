@@ -325,3 +325,11 @@ def test_the_sampler_draws_the_distribution_it_says() -> None:
 
 def test_failures_are_the_projects_own() -> None:
     assert issubclass(RuntimeFailure, EdgeSLMError)
+
+
+def test_llama_cpp_reads_the_head_size_from_the_file(tmp_path: Path) -> None:
+    """Heads of 32 under an embedding of 64 and four heads: 64 / 4 would be wrong."""
+    wide = tiny.write_gguf(tiny.model(head_dim=32), tmp_path / "wide.gguf")
+    for path, size in ((wide, 32), (tiny.artifacts()["llama_cpp"].path, 16)):
+        outcome = run(tiny.artifact(path, "gguf"), GENERATE, tmp_path / "w")
+        assert outcome.result["engine"]["head_dim"] == size

@@ -452,3 +452,22 @@ def test_real_vocabularies_come_back_from_a_saved_folder(tmp_path: Path, name: s
     wanted = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     assert {key: written.get(key) for key in wanted} == wanted
     assert again.chat_template == metadata["tokenizer.chat_template"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_these_models_begin_their_texts_with_nothing(name: str) -> None:
+    """SmolLM2 and Qwen2.5 name a begin token but do not put it: what is trained and judged stays as it is."""
+    from edgeslm.models.stop import begin_id, begun
+
+    tokenizer = gguf_vocab.tokenizer_from_metadata(gguf_file.read(real_file(name)).metadata, name)
+    assert begin_id(tokenizer) is None and begun([5, 6], tokenizer) == [5, 6]
+
+
+def test_sentencepiece_models_begin_their_texts() -> None:
+    from edgeslm.models.stop import begin_id
+
+    metadata = scored_metadata()
+    tokenizer = gguf_vocab.tokenizer_from_metadata(metadata)
+    assert begin_id(tokenizer) == metadata[f"{KEY}bos_token_id"]
+    silent = gguf_vocab.tokenizer_from_metadata(metadata | {f"{KEY}add_bos_token": False})
+    assert begin_id(silent) is None

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -32,8 +39,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llama(layers: int = 4, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
+    return _model(LlamaConfig, LlamaForCausalLM, layers, seed, tied)
+
+
+def qwen2(layers: int = 4, seed: int = 0, tied: bool = True) -> Qwen2ForCausalLM:
+    """Biases on q, k and v, and a config that lists a type for every layer."""
+    return _model(Qwen2Config, Qwen2ForCausalLM, layers, seed, tied)
+
+
+FAMILIES = {"llama": llama, "qwen2": qwen2}
+
+
+def _model(config_class: Any, model_class: Any, layers: int, seed: int, tied: bool) -> Any:
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = config_class(
         vocab_size=288,
         hidden_size=64,
         intermediate_size=96,
@@ -46,12 +65,12 @@ def llama(layers: int = 4, seed: int = 0, tied: bool = True) -> LlamaForCausalLM
         eos_token_id=2,
         initializer_range=0.15,
     )
-    return LlamaForCausalLM(config).eval()
+    return model_class(config).eval()
 
 
-def teacher_folder(folder: Path) -> Path:
+def teacher_folder(folder: Path, family: str = "llama") -> Path:
     """A tiny teacher in hub layout."""
-    llama().save_pretrained(folder)
+    FAMILIES[family]().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
@@ -66,7 +85,7 @@ data:
     - {{kind: chat, paths: ["{chat}"], share: 0.2}}
     - {{kind: written, seeds: ["{chat}"], rows: 4, max_new: 24, batch: 2, share: 0.2}}
 student: {{kind: depth, layers: 3, importance_tokens: 128}}
-quantize: {{refit_every: 2, start: 0.25}}
+quantize: {{scales: {{kind: refit, every: 2}}, start: 0.25}}
 distill:
   train: {{steps: 8, batch_tokens: 128, micro_rows: 2, lr: 0.002, checkpoint_every: 2, precision: f32}}
 export: {{kinds: {kinds}, teacher: {teachers}}}

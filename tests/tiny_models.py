@@ -28,7 +28,7 @@ GGUF_NAMES = {
 }
 
 
-def model(seed: int = 0, scale: float = 0.15) -> Any:
+def model(seed: int = 0, scale: float = 0.15, head_dim: int = HIDDEN // HEADS) -> Any:
     """transformers' LlamaForCausalLM, float32, tied head, logits wide enough to make distributions uneven."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -40,6 +40,7 @@ def model(seed: int = 0, scale: float = 0.15) -> Any:
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
+        head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -66,7 +67,10 @@ def write_gguf(net: Any, path: Path) -> Path:
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_dimension_count(net.config.head_dim)
+    if net.config.head_dim != HIDDEN // HEADS:
+        writer.add_key_length(net.config.head_dim)
+        writer.add_value_length(net.config.head_dim)
     writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("none")
     for name, tensor in net.state_dict().items():

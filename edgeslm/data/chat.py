@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from edgeslm.data.text import read
 from edgeslm.errors import DataError
+from edgeslm.models.stop import begun
 
 Messages = list[dict[str, str]]
 
@@ -45,8 +46,9 @@ def messages_of(row: dict[str, Any], where: str) -> Messages:
 
 
 def template_ids(tokenizer, messages: Messages, *, answer: bool = False) -> list[int]:
-    """Token ids of a dialogue; with `answer` it ends where the assistant starts to speak.
-    Raises DataError when the tokenizer has no chat template."""
+    """Token ids of a dialogue; with `answer` it ends where the assistant starts to speak. It begins as the model's
+    texts begin, whether the template says so or leaves it to the tokenizer. Raises DataError when there is no template.
+    """
     if not tokenizer.chat_template:
         raise DataError("the teacher's tokenizer has no chat template; use 'text' sources, or a chat model as teacher")
     try:
@@ -55,7 +57,7 @@ def template_ids(tokenizer, messages: Messages, *, answer: bool = False) -> list
         raise DataError(
             f"the teacher's chat template refuses a dialogue ({error}); look at its order of roles"
         ) from error
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return begun(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], tokenizer)
 
 
 def documents(paths: list[Path], tokenizer) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeslm.errors import DataError
+from edgeslm.models.stop import begun
 
 
 def read(path: Path) -> str:
@@ -20,5 +21,6 @@ def read(path: Path) -> str:
 
 
 def documents(paths: list[Path], tokenizer) -> list[list[int]]:
-    """One list of token ids per file, no special tokens added."""
-    return [tokenizer(read(path), add_special_tokens=False, verbose=False)["input_ids"] for path in paths]
+    """One list of token ids per file, begun as the model's texts begin; no other special tokens are added."""
+    texts = [tokenizer(read(path), add_special_tokens=False, verbose=False)["input_ids"] for path in paths]
+    return [begun(ids, tokenizer) for ids in texts]

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from edgeslm.data.chat import json_lines, template_ids
 from edgeslm.errors import DataError
+from edgeslm.models.stop import begun
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def prompts_from(paths: list[Path], tokenizer) -> list[list[int]]:
                 message = [{"role": "user", "content": row["prompt"]}]
                 prompts.append(template_ids(tokenizer, message, answer=True))
             elif isinstance(row.get("text"), str) and row["text"]:
-                prompts.append(tokenizer(row["text"], add_special_tokens=False)["input_ids"])
+                prompts.append(begun(tokenizer(row["text"], add_special_tokens=False)["input_ids"], tokenizer))
             else:
                 raise DataError(f"{path}:{number}: a seed holds 'prompt' (chat) or 'text' (a start to go on from)")
     if not prompts:

@@ -6,8 +6,9 @@ Every file is scored by the runtime that will run it. The reference writes its l
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ PERCENTILES = (50, 90, 99, 99.9)
 EDGES = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RULE = "second half of each window, as llama.cpp's perplexity counts"
 OnProgress = Callable[[str, int, int], None]
+OnScored = Callable[[Artifact, list[Measurement], str], None]
 
 
 def windows(ids: list[int], context: int, count: int) -> list[list[int]]:
@@ -34,9 +36,15 @@ def windows(ids: list[int], context: int, count: int) -> list[list[int]]:
     return found
 
 
+def with_begin(windows: list[list[int]], bos_id: int | None) -> list[list[int]]:
+    """Each window's first id replaced by the one that begins every text of the model, as llama.cpp's perplexity does;
+    None leaves them."""
+    return windows if bos_id is None else [[bos_id, *window[1:]] for window in windows]
+
+
 def evaluate(
     reference: Artifact,
-    candidates: list[Artifact],
+    candidates: Iterable[Artifact],
     windows: list[list[int]],
     *,
     bos_id: int | None,
@@ -44,21 +52,23 @@ def evaluate(
     device: Device,
     workdir: Path,
     on_progress: OnProgress | None = None,
+    on_scored: OnScored | None = None,
     timeout_s: float = 3600.0,
 ) -> tuple[list[Measurement], list[dict[str, str]]]:
-    """Score the reference, then each candidate against it. `bos_id` replaces each window's first id, None leaves it.
+    """Score the reference, then each candidate against it. `bos_id`: see `with_begin`.
 
     Returns (measurements, problems): a candidate that fails becomes a problem and the rest goes on; when the reference
     fails, candidates are scored alone (perplexity without KL). The reference itself gets a perplexity only.
+    Candidates are taken one at a time, so a file may be made when it is asked for; `on_scored(artifact, measurements,
+    what went wrong or "")` is called after each, and the file is not needed any more.
     """
     if not windows:
         raise DataError("there is no window to score; give text of at least one context length")
     context = max(len(window) for window in windows)
-    fed = [[bos_id, *window[1:]] if bos_id is not None else window for window in windows]
     exact = {"kv": "f32", "flash_attention": "off"}  # of llama.cpp: nothing but the file's own grids may round
     task = {
         "task": "score",
-        "windows": fed,
+        "windows": with_begin(windows, bos_id),
         "score_from": context // 2,
         "context": context,
         "threads": threads,
@@ -68,13 +78,13 @@ def evaluate(
     problems: list[dict[str, str]] = []
     with scratch(workdir) as folder:
         log_probs: Path | None = None
-        for artifact in (reference, *candidates):
+        for artifact in itertools.chain((reference,), candidates):
             extra: dict[str, Any] = {}
-            if artifact is reference:
-                extra["reference_out"] = "reference.npy"
-            elif log_probs is not None:
-                extra["reference_in"] = device.push(log_probs)
             try:
+                if artifact is reference:
+                    extra["reference_out"] = "reference.npy"
+                elif log_probs is not None:
+                    extra["reference_in"] = device.push(log_probs)
                 outcome = execute(
                     device,
                     artifact,
@@ -83,10 +93,15 @@ def evaluate(
                     timeout_s=timeout_s,
                     on_progress=_named(on_progress, artifact.name),
                 )
-                measurements += read(outcome, outcome.where(artifact, device), reference.name)
+                found = read(outcome, outcome.where(artifact, device), reference.name)
             except EdgeSLMError as error:
                 problems.append({"artifact": artifact.name, "what": str(error)})
+                if on_scored is not None:
+                    on_scored(artifact, [], str(error))
                 continue
+            measurements += found
+            if on_scored is not None:
+                on_scored(artifact, found, "")
             if artifact is reference:
                 log_probs = folder / "reference" / "reference.npy"
     return measurements, problems

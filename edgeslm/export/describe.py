@@ -45,7 +45,9 @@ def tokenizer_folder(frozen: Frozen) -> Path:
     return frozen.tokenizer
 
 
-def describe(frozen: Frozen, path: Path, container: str, weight_bytes: int, note: str = "") -> Artifact:
+def describe(
+    frozen: Frozen, path: Path, container: str, weight_bytes: int, note: str = "", unread_bytes: int = 0
+) -> Artifact:
     return Artifact(
         name=path.name,
         path=path,
@@ -57,4 +59,5 @@ def describe(frozen: Frozen, path: Path, container: str, weight_bytes: int, note
         grid=grid(frozen),
         recipe_hash=frozen.metadata.get("recipe_hash", ""),
         note=note,
+        unread_bytes=unread_bytes,
     )

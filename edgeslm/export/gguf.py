@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, size_label
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, size_label
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
-from edgeslm.export.describe import EMBEDDING, describe, majority, tokenizer_folder
+from edgeslm.export.describe import EMBEDDING, HEAD, describe, majority, tokenizer_folder
 from edgeslm.export.place import put_in_place
 from edgeslm.formats import FORMATS
 from edgeslm.models.arch import ARCHS
@@ -37,29 +37,45 @@ CONTROL_SPELLINGS = frozenset(
     <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
     """.split()  # noqa: SIM905
 )
-FILE_TYPES = {"f32": LlamaFileType.ALL_F32} | {
-    name: LlamaFileType[f"MOSTLY_{label}"]
-    for name, label in {
-        "f16": "F16",
-        "bf16": "BF16",
-        "q8_0": "Q8_0",
-        "q4_0": "Q4_0",
-        "q4_0_portable": "Q4_0",
-        "q4_1": "Q4_1",
-        "q5_0": "Q5_0",
-        "q5_1": "Q5_1",
-        "q2_k": "Q2_K",
-        "q3_k": "Q3_K_M",
-        "q4_k": "Q4_K_M",
-        "q5_k": "Q5_K_M",
-        "q6_k": "Q6_K",
-    }.items()
+# enum llama_ftype of llama.h: what a file that is mostly of one format is called. The gguf package may lack new ones.
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 32,
+    "q8_0": 7,
+    "q4_0": 2,
+    "q4_0_portable": 2,
+    "q4_1": 3,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k": 12,  # Q3_K_M, as for the next two: llama.cpp has no name for a file of one K format alone
+    "q4_k": 15,
+    "q5_k": 17,
+    "q6_k": 18,
+    "iq2_xxs": 19,
+    "iq2_xs": 20,
+    "iq3_xxs": 23,
+    "iq1_s": 24,
+    "iq4_nl": 25,
+    "iq3_s": 26,
+    "iq2_s": 28,
+    "iq4_xs": 30,
+    "iq1_m": 31,
+    "tq1_0": 36,
+    "tq2_0": 37,
+    "mxfp4": 38,
+    "nvfp4": 39,
+    "q1_0": 40,
+    "q2_0": 41,
 }
 
 
 def refuses(format: str) -> str | None:
     """Why a tensor of this format cannot ship as GGUF, or None: every ggml format can."""
-    return None if format in FILE_TYPES else f"GGUF has no file type for {format}; use one of {', '.join(FILE_TYPES)}"
+    if format in FILE_TYPES:
+        return None
+    return f"ggml has no type with the numbers of {format}; use a ggml format such as q4_0 for GGUF, or export to onnx"
 
 
 def export(frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | None = None) -> Artifact:
@@ -82,7 +98,8 @@ def export(frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | No
                 say(f"wrote {number} of {len(names)} tensors")
         finally:
             writer.close()
-    return describe(frozen, out, "gguf", weight_bytes)
+    unread = _stored_bytes(frozen.tensors[EMBEDDING]) if HEAD in frozen.tensors else 0
+    return describe(frozen, out, "gguf", weight_bytes, unread_bytes=unread)
 
 
 def _names(frozen: Frozen) -> dict[str, str]:
@@ -110,7 +127,8 @@ def _stored_bytes(tensor: FrozenTensor) -> int:
 
 
 def _announce(writer: GGUFWriter, name: str, tensor: FrozenTensor) -> None:
-    dtype = GGMLQuantizationType(FORMATS[_stored_format(tensor)].ggml_type)
+    # the writer only stores the number; its own enum lacks the types that are newer than the package
+    dtype = cast(GGMLQuantizationType, FORMATS[_stored_format(tensor)].ggml_type)
     # the writer derives shapes from bytes only for uint8; given the weights' own shape any other dtype passes as it is
     writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), _stored_bytes(tensor), raw_dtype=dtype)
 
@@ -133,7 +151,7 @@ def _metadata(frozen: Frozen) -> dict[str, Any]:
         "general.type": "model",
         "general.name": frozen.name,
         "general.size_label": size_label(parameters, parameters, 0, 0),
-        "general.file_type": int(FILE_TYPES[majority(frozen)]),
+        "general.file_type": FILE_TYPES[majority(frozen)],
         "general.quantization_version": GGML_QUANT_VERSION,
     }
     if licence := frozen.metadata.get("license"):

@@ -23,9 +23,8 @@ from edgeslm import __version__
 from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
 from edgeslm.export.describe import describe, grid, is_planned, tokenizer_folder
-from edgeslm.export.onnx_grids import GRIDS
+from edgeslm.export.onnx_grids import Box, box, need_box
 from edgeslm.export.place import put_in_place
-from edgeslm.formats import FORMATS
 from edgeslm.quantize.frozen import Frozen
 
 MODEL = "model.onnx"
@@ -39,19 +38,30 @@ Holding = Literal["exact", "larger", "refused"]
 
 def holds(format: str) -> Holding:
     """How the container keeps a format: "exact" in as few code bits, "larger" with the same values, or "refused"."""
-    if format in ("f16", "bf16", "q5_0"):
-        return "larger"
-    return "exact" if format in GRIDS or format == "f32" else "refused"
+    if format in FLOATS:
+        return "exact" if format == "f32" else "larger"
+    held = box(format)
+    if not isinstance(held, Box):
+        return "refused"
+    return "larger" if held.bits > held.needed else "exact"
+
+
+def stored_bits(format: str) -> float | None:
+    """Bits per weight in the file, scales included; None for a format that is refused."""
+    if format in FLOATS:
+        return 32.0
+    held = box(format)
+    return held.stored_bits if isinstance(held, Box) else None
 
 
 def refuses(format: str) -> str | None:
     """Why a tensor of this format cannot ship as ONNX, or None when it can."""
-    if holds(format) != "refused":
+    held = None if format in FLOATS else box(format)
+    if not isinstance(held, str):
         return None
-    able = ", ".join([*GRIDS, *FLOATS])
     return (
-        f"onnxruntime's block product is (q - zero) * scale in one bit width, which cannot hold {format} exactly; "
-        f"use one of {able} for an ONNX export, or export to gguf"
+        f"onnxruntime's block product is (q - zero) * scale, which cannot hold {format} exactly: {held}; "
+        "use q8_0, q5_0, q4_0 or another format that `edgeslm formats` shows for ONNX, or export to gguf"
     )
 
 
@@ -69,7 +79,7 @@ def export(
         import onnx
 
         from edgeslm.export import onnx_graph
-        from edgeslm.export.onnx_weights import DataFile, Filler, metadata
+        from edgeslm.export.onnx_weights import DataFile, Filler, metadata, unread_bytes
     except ImportError as error:
         raise ExportError(f"an ONNX export needs {error.name}; install the extra 'onnx' of edgeslm") from error
     with put_in_place(out, _bytes(frozen)) as part:
@@ -87,9 +97,11 @@ def export(
         onnx.helper.set_model_props(model, metadata(frozen))
         (part / MODEL).write_bytes(model.SerializeToString())
         facts = {"parameters": frozen.parameters, "weight_bytes": data.weight_bytes, "grid": grid(frozen)}
+        unread = unread_bytes(frozen, model.graph)
+        facts |= {"unread_bytes": unread}
         (part / NOTE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     say(f"wrote {out.name}")
-    return describe(frozen, out, "onnx", data.weight_bytes, _note(frozen, accuracy_level))
+    return describe(frozen, out, "onnx", data.weight_bytes, _note(frozen, accuracy_level), unread)
 
 
 def _note(frozen: Frozen, accuracy_level: int) -> str:
@@ -113,10 +125,7 @@ def _bytes(frozen: Frozen) -> int:
     total = GRAPH_BYTES + path_bytes(frozen.tokenizer) + 4 * positions * (frozen.config["hidden_size"] // heads)
     for tensor in frozen.tensors.values():
         weights = tensor.codes.numel()
-        if tensor.format in GRIDS:
-            total += weights * GRIDS[tensor.format].bits // 8 + 4 * weights // FORMATS[tensor.format].block
-        else:
-            total += 4 * weights
+        total += int(weights * need_box(tensor.format).stored_bits) // 8 if is_planned(tensor) else 4 * weights
     return total
 
 

@@ -1,14 +1,19 @@
 """Fills the holes of a weightless ONNX graph with a frozen student's own codes and scales.
 
-onnxruntime's block operators hold w = (u - 2^(bits-1)) * s with u in `bits` bits, blocks along K and float32 scales:
+onnxruntime's block operators hold w = (u - z) * s with u and z in `bits` bits, blocks of B along K, float32 scales:
 
-    MatMulNBits           u uint8 [N, K/32, 32*bits/8]    s float32 [N, K/32]     x [.., K] -> [.., N]
-    GatherBlockQuantized  u uint8 [V, K/32, 32*bits/8]    s float32 [V, K/32, 1]  ids -> [.., K/32, 32]
+    MatMulNBits           u uint8 [N, K/B, B*bits/8]   s float32 [N, K/B]      z uint8 [N, K/B*bits/8]
+    GatherBlockQuantized  u uint8 [V, K/B, B*bits/8]   s float32 [V, K/B, 1]   z uint8 [V, K/B, 1]
 
-    4 bits: byte j of a block holds weight 2j in its low and weight 2j+1 in its high nibble
+    the product takes x [.., K] to [.., N], the lookup ids [..] to [.., K/B, B]
+
+    4 bits: byte j of a block holds weight 2j in its low and weight 2j+1 in its high nibble; 2 bits: weight 4j lowest
     (ggml's q4_0 puts weights j and j+16 into one byte: the same codes in another order)
 
-Shape letters: N outputs, K inputs, V vocabulary, n blocks, k weights of a block.
+z is left out where it is 2^(bits-1) everywhere. The lookup wants one z a byte where the product packs a row of them,
+so a tied tensor with zero points has them twice: one byte in every block.
+
+Shape letters: N outputs, K inputs, V vocabulary, B weights of an operator's block, n and k blocks and weights of ours.
 """
 
 from __future__ import annotations
@@ -20,34 +25,62 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from edgeslm.errors import ExportError
 from edgeslm.export.describe import EMBEDDING, HEAD, is_planned
-from edgeslm.export.onnx_grids import GRIDS
+from edgeslm.export.onnx_grids import Box, need_box
+from edgeslm.formats import FORMATS
 from edgeslm.quantize.frozen import Frozen, FrozenTensor
 
-BLOCK = 32
+SLICE_WEIGHTS = 1 << 22  # levels are float32 for a moment; so many at once
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load from a mapped file
 INLINE_BYTES = 1024  # smaller initializers stay in the graph
 CONTRIB = "com.microsoft"
 
 
+def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """[.., m] numbers of `bits` bits -> [.., m * bits / 8 rounded up], lowest bits first."""
+    each = 8 // bits
+    short = -values.shape[-1] % each
+    if short:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, short)])
+    out = values[..., 0::each].copy()
+    for place in range(1, each):
+        out |= values[..., place::each] << (bits * place)
+    return out
+
+
 def operator_codes(tensor: FrozenTensor) -> NDArray[np.uint8]:
-    """Codes [n, 32] of a matrix [N, K] -> uint8 [N, K/32, 32*bits/8]. Integers are moved; nothing is rounded."""
-    nbits = GRIDS[tensor.format]
-    rows = tensor.shape[0]
-    plain: NDArray[np.uint8] = tensor.codes.contiguous().numpy().view(np.uint8)
-    codes = np.add(plain, np.uint8(nbits.shift), dtype=np.uint8)  # modulo 256, so that int8 + 128 is right too
-    if nbits.bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return codes.reshape(rows, -1, BLOCK * nbits.bits // 8)
+    """Codes [n, k] of a matrix [N, K] -> uint8 [N, K/B, B*bits/8]. Whole numbers are moved; nothing is rounded."""
+    held, levels = need_box(tensor.format), FORMATS[tensor.format].levels
+    assert levels is not None
+    step = max(1, SLICE_WEIGHTS // tensor.codes.shape[1])
+    parts = [
+        _packed(levels(tensor.codes[at : at + step]).add_(held.shift).to(torch.uint8).numpy(), held.bits)
+        for at in range(0, tensor.codes.shape[0], step)
+    ]
+    return np.concatenate(parts).reshape(tensor.shape[0], -1, held.block * held.bits // 8)
 
 
 def operator_scales(tensor: FrozenTensor) -> NDArray[np.float32]:
-    """float16 [n, 1] -> float32 [N, K/32]; every float16 is a float32."""
-    return tensor.scales["d"].numpy().astype(np.float32).reshape(tensor.shape[0], -1)
+    """Steps [n, g] -> float32 [N, K/B], multiplied out as `decode` does (K formats: d * sc)."""
+    spread = FORMATS[tensor.format].spread
+    assert spread is not None
+    return spread(tensor.scales)[0].contiguous().numpy().astype(np.float32).reshape(tensor.shape[0], -1)
+
+
+def operator_zeros(tensor: FrozenTensor) -> NDArray[np.uint8] | None:
+    """uint8 [N, K/B], one number a byte; None where the operators' own middle is meant."""
+    held = need_box(tensor.format)
+    if held.zeros == "middle":
+        return None
+    shape = (tensor.shape[0], tensor.shape[1] // held.block)
+    if held.zeros == "own":
+        return tensor.scales["z"].numpy().reshape(shape)
+    return np.full(shape, held.shift, np.uint8)
 
 
 def transformers_name(name: str) -> str:
@@ -145,31 +178,36 @@ class Filler:
 
     def _block_operator(self, node: NodeProto, hole: str, name: str, tensor: FrozenTensor) -> Iterator[NodeProto]:
         rows, columns = tensor.shape
-        bits = GRIDS[tensor.format].bits
+        held, zeros = need_box(tensor.format), operator_zeros(tensor)
         codes, scales = f"{name}.codes", f"{name}.scales"
         if name not in self.used:
             self.initializers.append(self.data.add(codes, operator_codes(tensor)))
             self.initializers.append(self.data.add(scales, operator_scales(tensor)))
-        common: dict[str, Any] = {"name": node.name, "domain": CONTRIB, "bits": bits, "block_size": BLOCK}
+        common: dict[str, Any] = {"name": node.name, "domain": CONTRIB, "bits": held.bits, "block_size": held.block}
         if node.op_type == "MatMul":
             inputs = [node.input[0], codes, scales]
+            if zeros is not None:
+                inputs.append(f"{name}.zeros")
+                self.initializers.append(self.data.add(inputs[-1], _packed(zeros, held.bits)))
             sizes: dict[str, Any] = {"K": columns, "N": rows, "accuracy_level": self.accuracy_level}
             yield helper.make_node("MatMulNBits", inputs, list(node.output), **common, **sizes)
         elif node.op_type == "Gather":
-            yield from self._lookup(node, name, common)
+            yield from self._lookup(node, name, held, zeros, common)
         else:
             raise ExportError(f"{name}: a weight in {tensor.format} feeds {node.op_type}, which has no block operator")
         self.swapped.add(name)
 
-    def _lookup(self, node: NodeProto, name: str, common: dict[str, Any]) -> Iterator[NodeProto]:
-        """ids -> [.., K/32, 32] -> [.., K], reading the very initializers a tied head's MatMulNBits reads.
+    def _lookup(
+        self, node: NodeProto, name: str, held: Box, zeros: NDArray[np.uint8] | None, common: dict[str, Any]
+    ) -> Iterator[NodeProto]:
+        """ids -> [.., K/B, B] -> [.., K], reading the very initializers a tied head's MatMulNBits reads.
 
         Codes stay in the product's three-dimensional shape and the small scales are reshaped instead, which
         onnxruntime folds at load: reshaping the codes would cost a second copy of them in memory.
         """
         codes, scales = f"{name}.codes", f"{name}.scales"
         rows, columns = self.frozen.tensors[name].shape
-        shapes = {"scales_shape": [rows, columns // BLOCK, 1], "row_shape": [0, 0, -1]}
+        shapes = {"scales_shape": [rows, columns // held.block, 1], "row_shape": [0, 0, -1]}
         for key, value in shapes.items():
             self.initializers.append(helper.make_tensor(f"{name}.{key}", TensorProto.INT64, [3], value))
         blocks, column_scales = f"{node.output[0]}/blocks", f"{scales}/column"
@@ -177,6 +215,9 @@ class Filler:
             "Reshape", [scales, f"{name}.scales_shape"], [column_scales], name=f"{node.name}/ReshapeScales"
         )
         inputs = [codes, node.input[1], column_scales]
+        if zeros is not None:
+            inputs.append(f"{name}.zeros_apart")
+            self.initializers.append(self.data.add(inputs[-1], zeros[:, :, None]))
         axes: dict[str, Any] = {"gather_axis": 0, "quantize_axis": 2}
         yield helper.make_node("GatherBlockQuantized", inputs, [blocks], **common, **axes)
         yield helper.make_node("Reshape", [blocks, f"{name}.row_shape"], list(node.output), name=f"{node.name}/Reshape")
@@ -206,6 +247,14 @@ class Filler:
         floats = sorted(n for n, t in self.frozen.tensors.items() if is_planned(t) and n not in self.swapped)
         if floats:
             raise ExportError(f"{floats[0]} is planned on a grid but would ship as float; nothing was written")
+
+
+def unread_bytes(frozen: Frozen, graph: GraphProto) -> int:
+    """Weights of a filled graph that only the lookup reads, one row a token: the input table of an untied model, and
+    of a tied one the zero points that are kept apart for it."""
+    own = (EMBEDDING, f"{EMBEDDING}.") if HEAD in frozen.tensors else (f"{EMBEDDING}.zeros_apart",)
+    kept = [t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL and t.name.startswith(own)]
+    return sum(int(entry.value) for t in kept for entry in t.external_data if entry.key == "length")
 
 
 def metadata(frozen: Frozen) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Opens a shipped file again with readers that share nothing with the writers and compares every weight bit by bit.
 
-GGUF is read with the gguf package and decoded by its numpy code; ONNX is read with the onnx package and decoded here
-by the operators' written definition: MatMulNBits and GatherBlockQuantized hold w = (u - 2^(bits-1)) * scale.
+GGUF is read with our own reader (the writer is the gguf package's) and decoded by verify_ggml.py; ONNX is read with the
+onnx package and decoded here by the operators' written definition: MatMulNBits and GatherBlockQuantized hold
+w = (u - zero) * scale, where zero is 2^(bits-1) unless the node reads zero points.
 Which weight a graph node holds is read from the node's place in the model, not from the initializer's name.
 
 Bitwise means the 32 bits of every float32: -0.0 (code 8 of q4_0 under a negative scale) differs from 0.0.
@@ -15,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from edgeslm.artifact import Artifact
-from edgeslm.errors import ExportError
+from edgeslm.errors import ExportError, ModelError
+from edgeslm.export import verify_ggml
 from edgeslm.export.describe import EMBEDDING, HEAD, is_planned
 from edgeslm.formats import FORMATS
+from edgeslm.models import gguf_file
 from edgeslm.models.arch import ARCHS
 from edgeslm.quantize.frozen import Frozen, FrozenTensor
 
@@ -63,7 +64,13 @@ def verify(artifact: Artifact, frozen: Frozen) -> dict[str, Any]:
             problem = _compare(stored, frozen.tensors.get(stored.name))
             if problem:
                 problems.setdefault(stored.name, f"{stored.name}: {problem}")
-    except (OSError, ValueError, IndexError, KeyError) as error:  # what damaged bytes make the two readers raise
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+        ModelError,
+    ) as error:  # what damaged bytes make the two readers raise
         raise ExportError(f"{artifact.path} cannot be read back ({error}); export it again") from error
     for name in frozen.tensors.keys() - seen:
         problems[name] = f"{name}: is not in the file"
@@ -112,20 +119,21 @@ def _gguf(path: Path, frozen: Frozen) -> Iterator[Stored]:
     """The file's rows are transformers' rows in another order: gguf_rows = rows[order]."""
     arch = ARCHS[frozen.arch]
     transformers_names = {theirs: ours for ours, theirs in arch.names(frozen.config).items()}
-    for tensor in gguf.GGUFReader(path).tensors:
+    file = gguf_file.read(path)
+    for tensor in file.tensors.values():
         name = transformers_names.get(tensor.name, tensor.name)
-        shape = tuple(int(s) for s in reversed(tensor.shape))
+        shape = tensor.shape
         order = arch.row_order(name, frozen.config) if name in frozen.tensors else None
         at = np.arange(shape[0]) if order is None else np.argsort(order.numpy())
-        data = tensor.data.reshape(shape[0], -1)
-        kind = tensor.tensor_type
+        data = np.frombuffer(file.data, np.uint8, tensor.nbytes, tensor.offset).reshape(shape[0], -1)
+        kind = tensor.ggml_type
 
-        def rows(start: int, end: int, data: Any = data, at: Any = at, kind: Any = kind) -> NDArray[np.float32]:
-            return dequantize(np.ascontiguousarray(data[at[start:end]]), kind)
+        def rows(start: int, end: int, data: Any = data, at: Any = at, kind: int = kind) -> NDArray[np.float32]:
+            return verify_ggml.decode(np.ascontiguousarray(data[at[start:end]]), kind)
 
         wanted = frozen.tensors.get(name)
-        same = wanted is not None and int(kind) == FORMATS[wanted.format].ggml_type
-        yield Stored(name, shape, kind.name.lower(), same, rows)
+        same = wanted is not None and kind == FORMATS[wanted.format].ggml_type
+        yield Stored(name, shape, tensor.format, same, rows)
 
 
 def _onnx(folder: Path, frozen: Frozen) -> Iterator[Stored]:
@@ -148,6 +156,12 @@ def _place(node: NodeProto) -> str:
     place = node.name.removeprefix("/").rpartition("/")[0].replace("/attn/", "/self_attn/").replace("/", ".")
     place = re.sub(r"^model\.layers\.\d+\.final_norm_layernorm$", "model.norm", place)
     return place + (".bias" if node.op_type == "Add" else ".weight")
+
+
+def _fields(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """[rows, m] bytes -> [rows, m * 8 / bits] numbers, the lowest bits of a byte first."""
+    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return np.stack(parts, axis=-1).reshape(packed.shape[0], -1).astype(np.uint8)
 
 
 class _Graph:
@@ -176,8 +190,11 @@ class _Graph:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         product = node.op_type == "MatMulNBits"
         data, scales = self.constant(node.input[1 if product else 0]), self.constant(node.input[2])
+        zeros = self.constant(node.input[3]) if len(node.input) > 3 else None
         bits, block = attributes["bits"], attributes["block_size"]
-        if data is None or scales is None or data.dtype != np.uint8 or bits not in (4, 8) or len(node.input) > 3:
+        arrays = [a for a in (data, zeros) if a is not None]
+        known = bits in (2, 4, 8) and len(arrays) == len(node.input) - 2 and all(a.dtype == np.uint8 for a in arrays)
+        if data is None or scales is None or scales.dtype != np.float32 or not known:
             raise ValueError(f"node {node.name} is not of the kind that is written here")
         data = data.reshape(data.shape[0], -1)
         shape = (data.shape[0], data.shape[1] * 8 // bits)
@@ -185,11 +202,14 @@ class _Graph:
             raise ValueError(f"node {node.name} says N, K = {attributes['N']}, {attributes['K']} and holds {shape}")
 
         def rows(start: int, end: int) -> NDArray[np.float32]:
-            u = data[start:end]
-            if bits == 4:
-                u = np.stack([u & 15, u >> 4], axis=-1)
-            q = u.reshape(end - start, -1, block).astype(np.float32) - np.float32(1 << (bits - 1))
-            return (q * scales[start:end].reshape(end - start, -1, 1)).reshape(end - start, -1)
+            u = _fields(data[start:end], bits).reshape(end - start, -1, block).astype(np.float32)
+            if zeros is None:
+                u -= np.float32(1 << (bits - 1))
+            else:  # the product packs the zero points of a row, the lookup has one in every byte
+                z = zeros[start:end].reshape(end - start, -1)
+                z = _fields(z, bits)[:, : u.shape[1]] if product else z
+                u -= z.astype(np.float32)[:, :, None]
+            return (u * scales[start:end].reshape(end - start, -1, 1)).reshape(end - start, -1)
 
         return shape, f"{node.op_type} of {bits} bits", True, rows
 

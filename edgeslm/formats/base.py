@@ -9,6 +9,13 @@ Shape letters: n blocks, k weights in a block, b bytes of a packed block.
     unpack(uint8 [n, b]) -> (codes, scales)                moves bits; no float arithmetic
 
 `scales` is a dict of tensors with leading dimension n, named as ggml names them (`d`, `m`, `dmin`, ...).
+
+Every trainable grid is linear in what its scales mean, which is what lets scales be learned. With g groups in a block:
+
+    levels(codes [n, k]) -> float32 [n, k]                 what a code counts: q - 8, a table's entry, ...
+    spread(scales) -> (step [n, g], minimum [n, g] | None) decode = levels * step - minimum, in float32
+    gather(step, minimum, scales) -> scales                puts both on the grid the file stores. Scales of scales
+                                                           (K formats' `d`, `dmin`) are kept from the given scales
 """
 
 from __future__ import annotations
@@ -31,13 +38,16 @@ class BlockFormat:
     name: str
     block: int  # weights per block
     bytes: int  # packed bytes per block
-    ggml_type: int  # value of enum ggml_type
+    ggml_type: int | None  # value of enum ggml_type; None where ggml has no such type
     decode: Callable[[Tensor, Scales], Tensor]
     pack: Callable[[Tensor, Scales], Tensor]
     unpack: Callable[[Tensor], tuple[Tensor, Scales]]
     fit: Callable[..., Scales] | None = None
     encode: Callable[[Tensor, Scales], Tensor] | None = None
     reference: Callable[[Tensor], Tensor] | None = None  # ggml's own quantiser, byte for byte: float [n, k] -> [n, b]
+    levels: Callable[[Tensor], Tensor] | None = None
+    spread: Callable[[Scales], tuple[Tensor, Tensor | None]] | None = None
+    gather: Callable[[Tensor, Tensor | None, Scales], Scales] | None = None
     source: str = ""
 
     @property

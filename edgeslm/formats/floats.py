@@ -27,7 +27,9 @@ def _float_format(name: str, dtype: torch.dtype, size: int, ggml_type: int) -> B
     def reference(w: Tensor) -> Tensor:
         return pack(encode(w, {}), {})
 
-    return BlockFormat(name, 1, size, ggml_type, decode, pack, unpack, fit, encode, reference, f"IEEE 754 {name}")
+    return BlockFormat(
+        name, 1, size, ggml_type, decode, pack, unpack, fit, encode, reference, source=f"IEEE 754 {name}"
+    )
 
 
 F32 = _float_format("f32", torch.float32, 4, 0)

@@ -1,4 +1,7 @@
-"""Scale search shared by the symmetric grids: try candidates, keep the one of least squared error per block."""
+"""Scales of blocks that stand alone: searched by lattice.py, then chosen as the file stores them, never as they were.
+
+Shape letters as in base.py.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,73 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
-def grid_steps(offset: int) -> list[float]:
-    """Factors on the absmax scale. Below 1 the largest weight is clipped and the rest is finer; a negative
-    factor gives the longer side of the grid (-offset .. offset-1) to the other sign."""
-    shrink = [1.0, 0.95, 0.9, 0.85, 0.8] if offset == 8 else [1.0, 0.97, 0.94]
-    return shrink + [-f * offset / (offset - 1) for f in shrink]
+from edgeslm.formats.base import Scales
+from edgeslm.formats.lattice import SHARES, Columns, by_slices, columns_of, relative, unit_of
 
 
 def to_float16(d: Tensor) -> Tensor:
     return d.clamp(-65504.0, 65504.0).to(torch.float16)
 
 
-def best_of(
+def fit_step(
     w: Tensor,
-    candidates: list[Tensor],
-    offset: int,
-    importance: Tensor | None = None,
+    importance: Tensor | None,
+    low: int,
+    high: int,
+    *,
+    signed: bool = True,
+    shares: tuple[float, ...] = SHARES,
     store: Callable[[Tensor], Tensor] = to_float16,
-) -> Tensor:
-    """w [n, k], candidate scales [n, 1] each -> the best after one least-squares refinement, float16 [n, 1].
+    nudges: tuple[float, ...] = (1.0,),
+) -> Scales:
+    """`d` [n, 1] of least (weighted) squared error for w = d * level. Steps are positive unless `signed`.
 
-    `store` puts a scale on the grid the file keeps; errors are judged after it, so what is chosen is what ships.
+    `nudges` are factors worth trying where `store` keeps so few bits that the nearest number need not be the best.
     """
-    best = store(candidates[0])
-    best_error = _error(w, best.float(), offset, importance)
-    for d in candidates[1:]:
-        best, best_error = _better(w, store(d), best, best_error, offset, importance)
-    refined = store(_refine(w, best.float(), offset, importance))
-    return _better(w, refined, best, best_error, offset, importance)[0]
+
+    def fit(w: Tensor, importance: Tensor | None) -> Scales:
+        columns, unit = _columns(w, importance, low, high)
+        step = columns.search_symmetric(shares, signed)[:, None] * unit
+        largest = w.gather(1, w.abs().argmax(1, keepdim=True))
+        plain = largest / low if signed else largest.abs() / high
+        return _best(columns, unit, [{"d": store(d)} for d in (plain, *(step * nudge for nudge in nudges))])
+
+    return by_slices(fit, w, importance)
 
 
-def _better(
-    w: Tensor, trial: Tensor, best: Tensor, best_error: Tensor, offset: int, importance: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    error = _error(w, trial.float(), offset, importance)
-    better = error < best_error
-    return torch.where(better, trial, best), torch.where(better, error, best_error)
+def fit_step_and_minimum(w: Tensor, importance: Tensor | None, high: int) -> Scales:
+    """`d` and `m` [n, 1] of least (weighted) squared error for w = d * level + m; `m` of either sign."""
+
+    def fit(w: Tensor, importance: Tensor | None) -> Scales:
+        columns, unit = _columns(w, importance, 0, high)
+        step, minimum = (x[:, None] * unit for x in columns.search(free=True))
+        bottom, top = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+        pairs = ((top - bottom) / high, bottom), (step, -minimum)
+        return _best(columns, unit, [{"d": to_float16(d), "m": to_float16(m)} for d, m in pairs])
+
+    return by_slices(fit, w, importance)
 
 
-def _codes(w: Tensor, d: Tensor, offset: int) -> Tensor:
-    """Signed codes as float32."""
-    inverse = torch.where(d == 0, torch.zeros_like(d), 1.0 / d)
-    return torch.round(w * inverse).clamp_(-offset, offset - 1)
+def _columns(w: Tensor, importance: Tensor | None, low: int, high: int) -> tuple[Columns, Tensor]:
+    """The blocks in units [n, 1] of their own power of two, and those units."""
+    unit, size = unit_of(w), w.shape[1]
+    u = None if importance is None else columns_of(relative(importance), size)
+    return Columns(columns_of(w / unit, size), u, low, high), unit
 
 
-def _refine(w: Tensor, d: Tensor, offset: int, importance: Tensor | None) -> Tensor:
-    """Least-squares scale for the codes that `d` gives: sum(u w q) / sum(u q q)."""
-    q = _codes(w, d, offset)
-    weighted = q if importance is None else q * importance
-    norm = (weighted * q).sum(1, keepdim=True)
-    return torch.where(norm == 0, d, (weighted * w).sum(1, keepdim=True) / norm)
+def _best(columns: Columns, unit: Tensor, trials: list[Scales]) -> Scales:
+    """The stored scales that leave the least error, block by block."""
+    # where float16 has no small enough numbers, nothing is better than zeros
+    best = {key: torch.zeros_like(x) for key, x in trials[0].items()}
+    least = (columns.ux * columns.x).sum(0)
+    for trial in trials:
+        error = _error(columns, unit, trial)
+        won = error < least
+        best = {key: torch.where(won[:, None], x, best[key]) for key, x in trial.items()}
+        least = torch.where(won, error, least)
+    return best
 
 
-def _error(w: Tensor, d: Tensor, offset: int, importance: Tensor | None) -> Tensor:
-    square = (w - _codes(w, d, offset) * d).square_()
-    return (square if importance is None else square * importance).sum(1, keepdim=True)
+def _error(columns: Columns, unit: Tensor, scales: Scales) -> Tensor:
+    minimum = -(scales["m"].float() / unit).reshape(-1) if "m" in scales else None
+    return columns.error((scales["d"].float() / unit).reshape(-1), minimum)

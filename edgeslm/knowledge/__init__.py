@@ -1,5 +1,5 @@
 """What is transferred. A new loss is a function in its family's file and a line here; its keyword arguments are its
-recipe options."""
+recipe options, their annotations what may be given."""
 
 from edgeslm.knowledge import response
 from edgeslm.knowledge.base import Response

@@ -4,11 +4,17 @@ al., so that the size of the gradient does not depend on T. Shape letters: N tok
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
+Temperature = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
-def forward_kl(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+
+def forward_kl(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: Temperature = 1.0) -> Tensor:
     """T^2 KL(teacher_T || student_T) in nats, [N]. Hinton, Vinyals, Dean, arXiv:1503.02531."""
     log_s = torch.log_softmax(student.float() / temperature, dim=-1)
     log_t = torch.log_softmax(teacher.float() / temperature, dim=-1)
@@ -16,7 +22,7 @@ def forward_kl(student: Tensor, teacher: Tensor, targets: Tensor, *, temperature
 
 
 def forward_kl_fused(
-    student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float = 1.0
+    student: Tensor, teacher: Tensor, targets: Tensor, *, temperature: Temperature = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Value [N] and gradient T (softmax(s/T) - softmax(t/T)) [N, V] in one pass over rows that fit the cache."""
     log_s = torch.log_softmax(student.float() / temperature, dim=-1)
@@ -26,7 +32,7 @@ def forward_kl_fused(
     return value, log_s.exp_().sub_(p_t).mul_(temperature)
 
 
-def cross_entropy(student: Tensor, teacher: Tensor | None, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(student: Tensor, teacher: Tensor | None, targets: Tensor, *, label_smoothing: Share = 0.0) -> Tensor:
     """-log p(target), [N]; with smoothing e the target is (1 - e) one-hot + e uniform (Szegedy, arXiv:1512.00567)."""
     return torch.nn.functional.cross_entropy(
         student.float(), targets, reduction="none", label_smoothing=label_smoothing

@@ -87,6 +87,7 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     39: ("mxfp4", 32, 17),
     40: ("nvfp4", 64, 36),
     41: ("q1_0", 128, 18),
+    42: ("q2_0", 64, 18),
 }
 
 
@@ -156,7 +157,7 @@ class GGUFFile:
         if known is None:
             raise ModelError(
                 f"{self.path}: tensor '{name}' is stored as {info.format}, which cannot be decoded; "
-                f"take a file in one of {', '.join(FORMATS)}"
+                f"take a file in one of {', '.join(n for n, f in FORMATS.items() if f.ggml_type is not None)}"
             )
         return known.dequantize(self.raw(name), info.shape)
 

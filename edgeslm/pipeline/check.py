@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +12,11 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import check_text
+from edgeslm.pipeline import check_files, check_losses, check_text
+from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import Recipe, expand
 
-CHECKPOINT_BYTES = 12  # per parameter: master, two moments
 TYPICAL_SHARE = 0.25  # of the matrix-product bound that a training step reached where it was measured
 
 
@@ -56,7 +54,7 @@ def check(context: Context) -> Findings:
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
     if judged is not None and not found.problems:
         found.attempt(lambda: check_text.held_out(context))
-    _losses(recipe, found)
+    check_losses.losses(recipe, found)
     summary = found.attempt(lambda: _describe(context))
     if summary is not None:
         student = _student(recipe, summary, found)
@@ -65,7 +63,8 @@ def check(context: Context) -> Findings:
         if not found.problems:  # a plan for a recipe that is wrong would only repeat what is wrong
             found.attempt(lambda: check_text.exported(context, summary, student))
         found.attempt(lambda: _plan(context, summary, student, found))
-    _benchmark(recipe, found)
+        found.attempt(lambda: check_grid(context, summary.config))
+    check_files.runnable(recipe, found)
     return found
 
 
@@ -79,29 +78,6 @@ def _files(context: Context, patterns: Any) -> list[Path]:
     return paths
 
 
-def _losses(recipe: Recipe, found: Findings) -> None:
-    import difflib
-
-    from edgeslm.knowledge import LOSSES
-
-    for index, term in enumerate(recipe.distill.objective):
-        where = f"distill.objective.{index}"
-        if term.loss not in LOSSES:
-            near = difflib.get_close_matches(term.loss, LOSSES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(LOSSES)}"
-            found.problems.append(f"{where}: unknown loss '{term.loss}'; {hint}")
-            continue
-        accepted = inspect.signature(LOSSES[term.loss].fn).parameters
-        options = {n: p for n, p in accepted.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-        for key, value in (term.model_extra or {}).items():
-            if key not in options:
-                found.problems.append(
-                    f"{where}: '{term.loss}' has no option '{key}'; it takes {', '.join(options) or 'none'}"
-                )
-            elif not isinstance(value, (int, float)) or value < 0 or (key == "temperature" and value == 0):
-                found.problems.append(f"{where}.{key}: {value!r} is no usable number")
-
-
 def _describe(context: Context) -> Any:
     from edgeslm.models.load import describe
 
@@ -109,14 +85,11 @@ def _describe(context: Context) -> Any:
 
 
 def _student(recipe: Recipe, summary: Any, found: Findings) -> dict[str, Any]:
-    shape = dict(summary.config)
-    if recipe.student.kind == "depth":
-        if recipe.student.layers > shape["num_hidden_layers"]:
-            found.problems.append(
-                f"student.layers is {recipe.student.layers} but the teacher has {shape['num_hidden_layers']} layers"
-            )
-        shape["num_hidden_layers"] = recipe.student.layers
-    return shape
+    from edgeslm.models.shapes import SIZES, pruned
+
+    sizes = {key: getattr(recipe.student, key, None) for key in SIZES}
+    shape: dict[str, Any] | None = found.attempt(lambda: pruned(summary.config, sizes))
+    return shape or dict(summary.config)
 
 
 def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings) -> None:
@@ -124,13 +97,21 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
     from edgeslm.formats import FORMATS
     from edgeslm.models.shapes import parameter_shapes
     from edgeslm.pipeline.distill import plan_of
+    from edgeslm.pipeline.planning import describe_target
     from edgeslm.quantize.plan import planned_bytes
 
-    recipe = context.recipe
-    for rule in recipe.quantize.plan:
-        if rule.format not in FORMATS:
-            raise RecipeError([f"quantize.plan: unknown format '{rule.format}'; known: {', '.join(FORMATS)}"])
-    shapes = parameter_shapes(shape)
+    recipe, shapes = context.recipe, parameter_shapes(shape)
+    parameters = sum(math.prod(s) for s in shapes.values())
+    if recipe.quantize.target is not None:
+        size, lines = describe_target(context, shapes)
+        check_files.space(context, parameters, summary, found)
+        _describe_plan(context, summary, shape, size, parameters, found)
+        found.plan += lines
+        return
+    for rule in recipe.quantize.rules:
+        for name in (rule.format, rule.otherwise):
+            if name is not None and name not in FORMATS:
+                raise RecipeError([f"quantize.plan: unknown format '{name}'; known: {', '.join(FORMATS)}"])
     assigned = plan_of(context).assign(shapes)
     for kind in recipe.export.kinds:
         for name in sorted(set(assigned.values())):
@@ -138,44 +119,32 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
             if reason:
                 found.problems.append(f"export.kinds: {kind} cannot hold {name} exactly: {reason}")
     size = planned_bytes(assigned, shapes)
-    parameters = sum(math.prod(s) for s in shapes.values())
-    _space(context, parameters, summary, found)
+    check_files.space(context, parameters, summary, found)
     _describe_plan(context, summary, shape, size, parameters, found)
     _rules(context, assigned, shapes, found)
-
-
-def _space(context: Context, student: int, teacher: Any, found: Findings) -> None:
-    """Disk for checkpoint, teacher files and scored logits, so that a full disk is met now and not in an hour."""
-    recipe = context.recipe
-    if not any(choice.endswith("f32") for choice in recipe.export.teacher):
-        found.problems.append("export.teacher: names no float32 teacher, so that nothing could be judged; add gguf-f32")
-    scored = recipe.evaluate.windows * recipe.evaluate.context // 2
-    files = sum(4 if choice.endswith("f32") else 2 for choice in recipe.export.teacher)
-    needed = student * (2 * CHECKPOINT_BYTES + 5) + teacher.parameters * files + scored * 4 * teacher.vocab_size
-    folder = next(p for p in (context.root, *context.root.parents) if p.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        found.problems.append(
-            f"{folder}: {free / 1e9:.1f} GB free but the run may need {needed / 1e9:.1f} GB; "
-            "free some space or use --runs"
-        )
 
 
 def _rules(context: Context, assigned: dict[str, str], shapes: dict[str, tuple[int, ...]], found: Findings) -> None:
     """What each rule of the plan takes and what it costs in bytes."""
     from edgeslm import units
-    from edgeslm.quantize.plan import planned_bytes
+    from edgeslm.quantize.plan import divides, misfit_cost, planned_bytes
 
-    left = dict(assigned)
+    left, more = dict(assigned), dict[str, str]()
     vectors = [n for n in left if len(shapes[n]) < 2]
     groups = [(f"norms and biases -> f32 ({len(vectors)} tensors)", vectors)]
-    for rule in context.recipe.quantize.plan:
+    for rule in context.recipe.quantize.rules:
         matched = [n for n in left if n not in vectors and fnmatch.fnmatchcase(n, rule.pattern)]
-        groups.append((f"{rule.pattern} -> {rule.format} ({len(matched)} tensors)", matched))
+        fitting = [n for n in matched if divides(rule.format, shapes[n])]
+        groups.append((f"{rule.pattern} -> {rule.format} ({len(fitting)} tensors)", fitting))
+        rest = [n for n in matched if n not in fitting]
+        if rest:
+            label = f"{rule.pattern} otherwise {rule.otherwise}, rows that blocks do not divide ({len(rest)} tensors)"
+            groups.append((label, rest))
+            more[label] = misfit_cost(rule.format, rest, assigned, shapes)
         left = {n: f for n, f in left.items() if n not in matched}
     for label, names in groups:
         cost_bytes = planned_bytes({n: assigned[n] for n in names}, shapes)
-        found.plan.append((f"plan: {label}", units.byte_count(cost_bytes)))
+        found.plan.append((f"plan: {label}", units.byte_count(cost_bytes) + more.get(label, "")))
 
 
 def _describe_plan(
@@ -205,16 +174,3 @@ def _describe_plan(
         ("time to train", f"about {units.seconds(recipe.tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
         ("files", ", ".join([*recipe.export.kinds, *(f"teacher {t}" for t in recipe.export.teacher)])),
     ]
-
-
-def _benchmark(recipe: Recipe, found: Findings) -> None:
-    from edgeslm.runtimes import RUNTIMES
-
-    for kind in recipe.export.kinds:
-        runtime = next(r for r in RUNTIMES.values() if kind in r.formats)
-        missing = [p for p in runtime.packages if p not in runtime.versions()]
-        if missing:
-            found.problems.append(
-                f"export.kinds: {kind} files cannot be evaluated here, {', '.join(missing)} is not installed; "
-                "'edgeslm doctor' says how to get it"
-            )

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeslm.artifact import file_sha256
 from edgeslm.errors import DataError, ModelError
+from edgeslm.pipeline.check_files import containers
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
 
@@ -34,20 +35,42 @@ def texts(context: Context, found: Any, summary: Any) -> None:
             f"{context.recipe.teacher.model}: the tokenizer has {len(tokenizer)} tokens but the embedding "
             f"{summary.vocab_size} rows; they do not belong together"
         )
-    for source in context.recipe.data.sources:
+    most = summary.config.get("max_position_embeddings")
+    for index, source in enumerate(context.recipe.data.sources):
         if source.kind == "written":
-            found.attempt(partial(_prompts, context, source))
+            found.attempt(partial(_prompts, context, source, f"data.sources.{index}.max_new", most))
         elif source.kind == "chat":
             found.attempt(partial(_dialogues, context, source))
     if context.recipe.evaluate.prompts and not tokenizer.chat_template:
         found.problems.append("evaluate.prompts: the teacher's tokenizer has no chat template; leave the prompts out")
+    elif context.recipe.evaluate.prompts:
+        found.attempt(lambda: _answers(context, most))
     found.attempt(lambda: _judged(context))
 
 
-def _prompts(context: Context, source: Any) -> None:
+def _prompts(context: Context, source: Any, key: str, most: int | None) -> None:
     from edgeslm.data.written import prompts_from
 
-    prompts_from(expand(source.seeds, context.base), context.tokenizer)
+    _room(prompts_from(expand(source.seeds, context.base), context.tokenizer), source.max_new, key, "seed", most)
+
+
+def _answers(context: Context, most: int | None) -> None:
+    from edgeslm.data.chat import template_ids
+
+    part = context.recipe.evaluate
+    asked = [[{"role": "user", "content": prompt}] for prompt in part.prompts]
+    prompts = [template_ids(context.tokenizer, messages, answer=True) for messages in asked]
+    _room(prompts, part.answer_tokens, "evaluate.answer_tokens", "prompt", most)
+
+
+def _room(prompts: list[list[int]], new: int, key: str, what: str, most: int | None) -> None:
+    """Raises DataError when the longest prompt and what is written after it are more than the teacher reads."""
+    longest = max(map(len, prompts))
+    if most is not None and longest + new > most:
+        raise DataError(
+            f"{key} asks for {new} tokens after a {what} of {longest}, but the teacher reads at most {most}; "
+            f"ask for fewer or shorten the {what}"
+        )
 
 
 def _dialogues(context: Context, source: Any) -> None:
@@ -74,8 +97,10 @@ def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:
 
 
 def exported(context: Context, summary: Any, shape: Mapping[str, Any]) -> None:
-    """What a GGUF says of architecture and vocabulary, made once: what cannot be said is refused now.
-    Raises ModelError."""
+    """What a GGUF says of architecture and vocabulary, made once: what cannot be said is refused now, where the recipe
+    asks for such a file. Raises ModelError."""
+    if "gguf" not in containers(context.recipe):
+        return
     from edgeslm.models.arch import ARCHS
     from edgeslm.models.gguf_vocab import metadata_from_tokenizer
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm import cost
+from edgeslm.pipeline.grid import grid_slice, on_teachers_grid, start_on_grid
 from edgeslm.pipeline.prepare import student_model
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 
@@ -13,7 +14,16 @@ from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_j
 def _slice(context: Context) -> Any:
     recipe = context.recipe
     parts = [part.model_dump(mode="json") for part in (recipe.quantize, recipe.distill)]
-    return parts, recipe.seed, computing(context), _chosen_student(context)
+    planned = plan_of(context).rules if recipe.quantize.target else None
+    return (
+        parts,
+        recipe.teacher.format,
+        recipe.seed,
+        computing(context),
+        chosen_student(context),
+        planned,
+        grid_slice(context),
+    )
 
 
 def _distill(context: Context, folder: Path) -> None:
@@ -24,23 +34,28 @@ def _distill(context: Context, folder: Path) -> None:
     from edgeslm.data.rows import Rows
     from edgeslm.quantize.freeze import freeze
     from edgeslm.quantize.masters import attach
-    from edgeslm.schemes import SCHEMES
+    from edgeslm.schemes import SCHEMES, checkpoint
     from edgeslm.schemes.objective import Objective
     from edgeslm.schemes.offline import Loop
-    from edgeslm.schemes.step import Step, StepSettings
+    from edgeslm.schemes.step import Step
     from edgeslm.teachers.live import LiveTeacher
 
     recipe, train, chosen = context.recipe, context.recipe.distill.train, context.compute
     torch.manual_seed(recipe.seed)
     compute.reset_peak_memory(chosen)
     student = student_model(context)
-    masters = attach(student, plan_of(context).assign(shapes_of(student)), chosen.dtype)
+    rows = Rows.load(context.folders["data"] / "rows.safetensors")
+    assigned = plan_of(context).assign(shapes_of(student))
+    masters = attach(student, assigned, chosen.dtype)
+    start_on_grid(context, student, masters, rows.ids, resumed=(folder / checkpoint.NAME).exists())
     objective = Objective.build([t.model_dump() for t in recipe.distill.objective])
     judge = context.load_teacher(chosen.dtype).model
-    teacher = LiveTeacher(judge) if objective.needs_teacher else None
-    settings = StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, recipe.quantize.refit_every)
-    step = Step(student, masters, objective, settings)
-    rows = Rows.load(context.folders["data"] / "rows.safetensors")
+    guide = judge if recipe.teacher.format is None else on_teachers_grid(context, chosen.dtype)
+    teacher = LiveTeacher(guide) if objective.needs_teacher else None
+    if train.compile:
+        compute.compile_layers(student)
+        compute.compile_layers(guide)
+    step = Step(student, masters, objective, _settings(context, student, assigned))
     shares = [s.share for s in recipe.data.sources]
     points = _Points(context, student, judge, folder)
     loop = Loop(
@@ -60,41 +75,68 @@ def _distill(context: Context, folder: Path) -> None:
     config = student.config.to_dict()
     frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
-    forwards = {"float32": _float32_kl(context, student, frozen), str(chosen.dtype)[6:]: points.points[-1]["kl"]}
-    _summary(context, folder, config, teacher is not None, points.points, forwards)
+    forwards = _forward_kls(context, student, judge, frozen, points.windows)
+    _summary(context, folder, config, teacher is not None, points, forwards)
 
 
-def _float32_kl(context: Context, student: Any, frozen: Any) -> float:
-    """KL to the float32 teacher of what was frozen, both computed in float32: what rounding in compute hides."""
+def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
+    from edgeslm.models.forward import head_weight
+    from edgeslm.quantize import activations
+    from edgeslm.schemes.step import StepSettings
+
+    train, part = context.recipe.distill.train, context.recipe.quantize
+    every = part.scales.every if part.scales.kind == "refit" else getattr(part.scales, "refit_every", None)
+    share = part.scales.lr / train.lr if part.scales.kind == "learned" else None
+    head = None
+    if part.activations is not None:  # for the whole life of the student: curves see what the runtime will do
+        activations.install(student, assigned, part.activations)
+        names = {id(weight): name for name, weight in student.named_parameters()}
+        head = activations.rounding(assigned[names[id(head_weight(student))]], part.activations)
+    return StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, every, share, head)
+
+
+def _forward_kls(context: Context, student: Any, judge: Any, frozen: Any, windows: Any) -> dict[str, float]:
+    """{type: KL to the teacher of what was frozen, both computed in it}, for the type of training and float32: what
+    rounding in compute hides."""
     import torch
 
-    from edgeslm.pipeline.heldout import heldout_ids
+    from edgeslm.compute import uncompiled
     from edgeslm.schemes.measure import closeness
 
-    for name, parameter in student.named_parameters():
-        parameter.data = frozen.tensors[name].decode().to(context.compute.device)
-    return closeness(student, context.load_teacher(torch.float32).model, heldout_ids(context)).kl
+    found = {}
+    for dtype in dict.fromkeys((context.compute.dtype, torch.float32)):
+        for name, parameter in student.named_parameters():
+            parameter.data = frozen.tensors[name].decode().to(context.compute.device, dtype)
+        teacher = judge if dtype == context.compute.dtype else context.load_teacher(dtype).model
+        with uncompiled():
+            found[str(dtype).removeprefix("torch.")] = closeness(student, teacher, windows).kl
+    return found
 
 
 class _Points:
-    """Closeness on the text to judge by, a few times a run; kept across a restart."""
+    """Closeness on the text to judge by, a few times a run; kept across a restart, but not across another text."""
 
     def __init__(self, context: Context, student: Any, judge: Any, folder: Path):
-        from edgeslm.pipeline.heldout import heldout_ids
+        from edgeslm.pipeline.heldout import heldout_ids, judged
 
         self.context, self.student, self.judge = context, student, judge
         self.path = folder / "heldout.json"
-        self.points: list[dict[str, float]] = read_json(self.path) if self.path.exists() else []
+        self.judged = judged(context)
+        kept: dict[str, Any] = read_json(self.path) if self.path.exists() else {"judged": {}}
+        same = kept["judged"].get("digest") == self.judged["digest"]
+        self.points: list[dict[str, float]] = kept["points"] if same else []
         self.windows = heldout_ids(context)
 
     def __call__(self, done: int) -> None:
+        from edgeslm.compute import uncompiled
         from edgeslm.schemes.measure import closeness
 
         tokens = done * self.context.recipe.distill.train.batch_tokens
-        found = closeness(self.student, self.judge, self.windows)
+        with uncompiled():
+            found = closeness(self.student, self.judge, self.windows)
         point = {"tokens": tokens, "kl": found.kl, "top1": found.top1, "loss": found.loss, "judged": found.tokens}
         self.points = [p for p in self.points if p["tokens"] < tokens] + [point]
-        write_json(self.path, self.points)
+        write_json(self.path, {"judged": self.judged, "points": self.points})
         self.context.progress.say(
             f"  distil: after {tokens:,} tokens KL to the teacher {found.kl:.4f} nats a token, "
             f"top-1 agreement {100 * found.top1:.1f} % ({found.tokens:,} held-out tokens)"
@@ -106,7 +148,7 @@ def _summary(
     folder: Path,
     config: Any,
     teacher: bool,
-    points: list[dict[str, float]],
+    points: _Points,
     forwards: dict[str, float],
 ) -> None:
     """Speed comes from the log, so that it is right after a restart; the bound from one matrix product now."""
@@ -136,16 +178,20 @@ def _summary(
             "dtype": str(context.compute.dtype).removeprefix("torch."),
             "device": str(context.compute.device),
             "threads": context.compute.threads,
-            "heldout": points,
+            "heldout": points.points,
+            "judged": points.judged,
             "kl_by_forward": forwards,  # the same frozen integers, computed in either type
         },
     )
 
 
 def plan_of(context: Context) -> Any:
+    """As the recipe spells it out, or as the planning stage chose it."""
     from edgeslm.quantize.plan import Plan, Rule
 
-    return Plan(tuple(Rule(r.pattern, r.format) for r in context.recipe.quantize.plan))
+    if context.recipe.quantize.target is not None:
+        return Plan(tuple(Rule(n, f) for n, f in read_json(context.folders["plan"] / "plan.json")["rules"]))
+    return Plan(tuple(Rule(r.pattern, r.format, r.otherwise) for r in context.recipe.quantize.rules))
 
 
 def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
@@ -159,7 +205,26 @@ def teacher_arch(context: Context) -> str:
 def _metadata(context: Context) -> dict[str, str]:
     """What goes into the file: the parts of the recipe that made the weights, which later stages cannot change."""
     recipe = context.recipe
-    return {"recipe": recipe.training_yaml(), "recipe_hash": recipe.training_hash, "base_model": base_model(context)}
+    return {"recipe": shared_recipe(context), "recipe_hash": recipe.training_hash, "base_model": base_model(context)}
+
+
+def shared_recipe(context: Context) -> str:
+    """The parts of the recipe that made the weights, for a file that travels: what lies on this machine by its name."""
+    import yaml
+
+    told = yaml.safe_load(context.recipe.training_yaml())
+    told["teacher"]["model"] = base_model(context)
+    return str(yaml.safe_dump(_without_folders(told), sort_keys=False, allow_unicode=True))
+
+
+def _without_folders(value: Any) -> Any:
+    """Absolute paths become names."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return Path(value).name if local else value
 
 
 def base_model(context: Context) -> str:
@@ -169,11 +234,11 @@ def base_model(context: Context) -> str:
     return Path(spec).name if here else spec
 
 
-def _chosen_student(context: Context) -> Any:
+def chosen_student(context: Context) -> Any:
     """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
     facts = read_json(context.folders["student"] / "importance.json")
-    return facts["method"], facts.get("kept")
+    return facts["method"], facts.get("weights", facts.get("kept"))
 
 
-# the student stage is read too, but through `_chosen_student`: other text to judge by must not train anew
+# the student stage is read too, but through `chosen_student`: other text to judge by must not train anew
 DISTILL = Stage("distill", ("teacher", "data"), _slice, _distill)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeslm.pipeline.stage import Context
+from edgeslm.models.stop import begin_id
+from edgeslm.pipeline.stage import Context, digest
 from edgeslm.recipe import expand
 
 
@@ -21,7 +22,20 @@ def heldout_windows(context: Context) -> list[list[int]]:
 
 
 def heldout_ids(context: Context) -> Any:
-    """The same as a tensor [R, T] on the run's device."""
+    """The same as a tensor [R, T] on the run's device, begun as shipped files are fed them."""
     import torch
 
-    return torch.tensor(heldout_windows(context), device=context.compute.device)
+    return torch.tensor(_fed(context), device=context.compute.device)
+
+
+def judged(context: Context) -> dict[str, Any]:
+    """What a figure was judged on: names of the files, size and digest of the windows."""
+    part, windows = context.recipe.evaluate, _fed(context)
+    names = [path.name for path in expand(part.paths, context.base)]
+    return {"files": names, "windows": len(windows), "context": part.context, "digest": digest(windows)}
+
+
+def _fed(context: Context) -> list[list[int]]:
+    from edgeslm.evaluate.closeness import with_begin
+
+    return with_begin(heldout_windows(context), begin_id(context.tokenizer))

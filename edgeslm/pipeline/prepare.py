@@ -30,7 +30,7 @@ def _data_slice(context: Context) -> Any:
     part = context.recipe.data
     hashes = [files(s.seeds if s.kind == "written" else s.paths, context.base) for s in part.sources]
     writes = any(s.kind == "written" for s in part.sources)
-    return part.model_dump(mode="json"), hashes, context.recipe.seed, computing(context) if writes else None
+    return part.model_dump(mode="json"), hashes, (context.recipe.seed, computing(context)) if writes else None
 
 
 def _data(context: Context, folder: Path) -> None:
@@ -52,7 +52,7 @@ def _data(context: Context, folder: Path) -> None:
             {**source.model_dump(mode="json"), "rows": len(part), "tokens": int(part.mask.sum())}
             for source, part in zip(context.recipe.data.sources, parts, strict=True)
         ],
-        "seed": context.recipe.seed,
+        "seed": context.recipe.seed if any(s.kind == "written" for s in context.recipe.data.sources) else None,
     }
     write_json(folder / "data.json", facts)
 
@@ -94,7 +94,9 @@ def _separator(context: Context) -> int:
 def _student_slice(context: Context) -> Any:
     judged = context.recipe.evaluate
     text = files(judged.paths, context.base), judged.context, judged.windows
-    return context.recipe.student.model_dump(mode="json"), text, context.recipe.seed, computing(context)
+    part = context.recipe.student
+    seed = None if part.kind == "copy" else context.recipe.seed  # chooses the text that importance is measured on
+    return part.model_dump(mode="json"), text, seed, computing(context)
 
 
 def _student(context: Context, folder: Path) -> None:
@@ -109,7 +111,9 @@ def _student(context: Context, folder: Path) -> None:
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
     generator = torch.Generator().manual_seed(context.recipe.seed)
     ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
-    teacher = context.load_teacher(context.compute.dtype).model
+    # new weights are computed from the teacher's, which must not have been rounded to the type of training
+    exact = context.recipe.student.kind == "width"
+    teacher = context.load_teacher(torch.float32 if exact else context.compute.dtype).model
     built = BUILDERS[context.recipe.student.kind](context.recipe.student, teacher, ids)
     judged = heldout_ids(context)
     before, after = closeness(teacher, teacher, judged), closeness(built.model, teacher, judged)
@@ -123,6 +127,9 @@ def _student(context: Context, folder: Path) -> None:
         "parameters_before": sum(p.numel() for p in teacher.parameters()),
         "parameters_after": sum(p.numel() for p in built.model.parameters()),
     }
+    if built.new_weights:
+        built.model.save_pretrained(folder / "model")  # type: ignore[operator]
+        facts["weights"] = file_sha256(folder / "model" / "model.safetensors")
     write_json(folder / "importance.json", facts)
     context.progress.say(
         f"  student: {facts['parameters_after']:,} of {facts['parameters_before']:,} parameters; before training "
@@ -131,13 +138,21 @@ def _student(context: Context, folder: Path) -> None:
 
 
 def student_model(context: Context) -> Any:
-    """The student as built, in float32, before training: the teacher without the layers that were dropped."""
+    """The student as built, in float32, before training: new weights as kept, or the teacher without the layers that
+    were dropped."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     from edgeslm.students import depth
 
+    folder = context.folders["student"]
+    facts = read_json(folder / "importance.json")
+    if "weights" in facts:
+        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, local_files_only=True)
+        model.set_attn_implementation(context.recipe.distill.train.attention)
+        model.to(context.compute.device)  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
+        return model.eval()
     teacher = context.load_teacher(torch.float32).model
-    facts = read_json(context.folders["student"] / "importance.json")
     return depth.prune(teacher, facts["kept"]) if "kept" in facts else teacher
 
 

@@ -16,13 +16,19 @@ from safetensors import SafetensorError
 from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
+from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
 from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
-from edgeslm.pipeline.stage import Context, Stage, read_json, stage_hash, write_json
+from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
 
-STAGES = (TEACHER, DATA, STUDENT, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+STAGES = (TEACHER, DATA, STUDENT, PLAN, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """Those that a recipe needs: only a size to meet needs planning."""
+    return tuple(s for s in STAGES if s is not PLAN or recipe.quantize.target is not None)
 
 
 def run(
@@ -69,7 +75,7 @@ def _run(context: Context, until: str | None) -> Path:
     recipe, progress = context.recipe, context.progress
     (context.root / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     record = _record(context)
-    for stage in STAGES:
+    for stage in stages(recipe):
         seconds, resumed = _run_stage(context, stage)
         record["stages"][stage.name] = context.folders[stage.name].name
         record["seconds"][stage.name] = seconds
@@ -101,7 +107,7 @@ def _record(context: Context) -> dict[str, Any]:
 
 def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
     """(seconds the stage took when it was really run, whether an earlier run had started it)."""
-    folder = context.root / f"{stage.name}-{stage_hash(stage, context)}"
+    folder = place(stage, context)
     context.folders[stage.name] = folder
     done = folder / "done.json"
     if done.exists():
@@ -110,7 +116,9 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
             context.progress.say(f"{stage.name}: done before, in {folder.name}")
             return float(before["seconds"]), bool(before["resumed"])
         context.progress.say(f"{stage.name}: had problems before, tried again")
-    resumed = folder.exists() and not done.exists()
+        done.unlink()  # first: stopped while it is cleared away, the folder must not look finished
+        shutil.rmtree(folder)
+    resumed = folder.exists()
     if folder.exists() and stage is not DISTILL:  # only training goes on inside a stage; other stages start clean
         shutil.rmtree(folder)
     context.progress.say(f"{stage.name}: {'goes on in' if resumed else 'starts in'} {folder.name}")

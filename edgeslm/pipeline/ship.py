@@ -10,8 +10,8 @@ from typing import Any
 from edgeslm import measurement
 from edgeslm.artifact import Artifact
 from edgeslm.errors import EdgeSLMError
-from edgeslm.models.stop import stop_ids
-from edgeslm.pipeline.heldout import heldout_windows
+from edgeslm.models.stop import begin_id, stop_ids
+from edgeslm.pipeline.heldout import heldout_windows, judged
 from edgeslm.pipeline.stage import Context, Stage, files, read_json, write_json
 
 STUDENT_FILES = {"gguf": "student.gguf", "onnx": "student-onnx"}
@@ -89,24 +89,27 @@ def _evaluate_slice(context: Context) -> Any:
 
 def _evaluate(context: Context, folder: Path) -> None:
     """Shipped files through their own runtimes, against the float32 teacher of the first runtime that has one."""
+    from edgeslm import compute
     from edgeslm.data.chat import template_ids
     from edgeslm.devices.local import LocalDevice
     from edgeslm.evaluate.answers import answers
     from edgeslm.evaluate.closeness import evaluate
 
+    compute.return_freed_memory()  # what training and export kept is the workers' now
     part, device, artifacts = context.recipe.evaluate, LocalDevice(), artifacts_of(context)
     students = _find(artifacts, *STUDENT_FILES.values())
     reference = next((a for a in artifacts if a.name in ("teacher-f32.gguf", "teacher-f32-onnx")), None)
     problems: list[dict[str, str]] = []
     found: list[measurement.Measurement] = []
     windows = heldout_windows(context)
+    write_json(folder / "judged.json", judged(context))
     context.progress.say(f"  evaluate: {len(windows)} windows of {part.context} tokens, second half scored")
     if reference is not None:
         found, problems = evaluate(
             reference,
             students,
             windows,
-            bos_id=None,
+            bos_id=begin_id(context.tokenizer),
             threads=context.threads,
             device=device,
             workdir=folder,
@@ -142,9 +145,11 @@ def _benchmark_slice(context: Context) -> Any:
 
 def _benchmark(context: Context, folder: Path) -> None:
     """Latency, memory and energy of every artifact on this machine, nothing else of ours running."""
+    from edgeslm import compute
     from edgeslm.benchmark import Settings, bench
     from edgeslm.devices.local import LocalDevice
 
+    compute.return_freed_memory()
     part = context.recipe.benchmark
     if part is None:
         write_json(folder / "results.json", {"schema": 1, "measurements": []})
@@ -192,6 +197,18 @@ def run_problems(folders: dict[str, Path]) -> list[dict[str, str]]:
     return found
 
 
-EXPORT = Stage("export", ("teacher", "distill"), _export_slice, _export)
-EVALUATE = Stage("evaluate", ("teacher", "export"), _evaluate_slice, _evaluate)
-BENCHMARK = Stage("benchmark", ("teacher", "export", "evaluate"), _benchmark_slice, _benchmark)
+WRITERS = ("gguf", "onnx", "onnx-ir", "onnxruntime-genai")
+RUNNERS = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai")
+RUNNING = ("devices", "evaluate", "runtimes", "measurement.py", "pipeline/ship.py")
+EXPORT = Stage(
+    "export", ("teacher", "distill"), _export_slice, _export, ("export", "artifact.py", "pipeline/ship.py"), WRITERS
+)
+EVALUATE = Stage("evaluate", ("teacher", "export"), _evaluate_slice, _evaluate, RUNNING, RUNNERS)
+BENCHMARK = Stage(
+    "benchmark",
+    ("teacher", "export", "evaluate"),
+    _benchmark_slice,
+    _benchmark,
+    (*RUNNING, "meters", "benchmark.py", "cost.py"),
+    RUNNERS,
+)

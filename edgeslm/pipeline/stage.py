@@ -1,7 +1,9 @@
 """What a stage is, and the context stages share.
 
-A stage's folder is `<stage>-<hash>`; the hash covers its slice of the recipe, the hashes of the stages it reads, and
-the versions of edgeslm and torch. `done.json` is written last and atomically: a folder with it is never touched again.
+A stage's folder is `<stage>-<hash>`; the hash covers its slice of the recipe, the hashes of the stages it reads, the
+source text of those rooms of this package that decide its result, and the versions of the packages that compute it:
+other code makes another folder, and nothing that older code made is taken for its result. What a stage reads brings
+its own code along. `done.json` is written last and atomically: a folder with it is never touched again.
 """
 
 from __future__ import annotations
@@ -10,14 +12,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeslm import __version__
 from edgeslm.artifact import file_sha256
+from edgeslm.errors import ModelError
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe, expand
 
@@ -28,15 +30,26 @@ if TYPE_CHECKING:
     from edgeslm.models.load import Loaded
     from edgeslm.models.source import Source
 
+PACKAGE = Path(__file__).parent.parent
+# folders and files that decide what is trained: of every stage up to the frozen student
+WEIGHTS: tuple[str, ...] = (
+    "data", "formats", "knowledge", "models", "quantize", "schemes", "students", "teachers", "compute.py",
+)  # fmt: skip
+WEIGHTS += tuple(f"pipeline/{name}.py" for name in ("stage", "prepare", "heldout", "grid", "planning", "distill"))
+RUN = "run:"  # a teacher that an earlier run shipped: run:NAME
+
 
 @dataclass(frozen=True)
 class Stage:
-    """`slice` picks what of the recipe the stage depends on; `needs` are the stages whose folders it reads."""
+    """`slice` picks what of the recipe the stage depends on; `needs` are the stages whose folders it reads; `rooms` and
+    `packages` are the code that decides its result, ours and others'."""
 
     name: str
     needs: tuple[str, ...]
     slice: Callable[[Context], Any]
     run: Callable[[Context, Path], None]
+    rooms: tuple[str, ...] = WEIGHTS
+    packages: tuple[str, ...] = ("torch", "transformers")
 
 
 @dataclass
@@ -66,6 +79,9 @@ class Context:
 
         part = self.recipe.teacher
         tokenizer = self.base / part.tokenizer if part.tokenizer else None
+        if part.model.startswith(RUN):
+            shipped = student_of(self.root.parent, part.model.removeprefix(RUN))
+            return replace(resolve(str(shipped), self.base, part.sha256, tokenizer), spec=part.model)
         return resolve(part.model, self.base, part.sha256, tokenizer)
 
     def load_teacher(self, dtype: torch.dtype) -> Loaded:
@@ -81,6 +97,21 @@ class Context:
         from edgeslm.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.source)
+
+
+def student_of(runs: Path, name: str) -> Path:
+    """The GGUF that the run `name` shipped. Raises ModelError when there is none yet."""
+    root = runs / name
+    try:
+        shipped = root / read_json(root / "run.json")["stages"]["export"] / "student.gguf"
+    except (OSError, json.JSONDecodeError, KeyError):
+        shipped = None
+    if shipped is None or not (shipped.parent / "done.json").exists() or not shipped.exists():
+        raise ModelError(
+            f"{RUN}{name}: {root} holds no exported student.gguf; "
+            "run the recipe of that name first, with the same --runs"
+        )
+    return shipped.resolve()
 
 
 def available_cores() -> int:
@@ -105,7 +136,29 @@ def computing(context: Context) -> list[Any]:
 
 def stage_hash(stage: Stage, context: Context) -> str:
     read = [context.folders[name].name for name in stage.needs]
-    return digest(stage.name, stage.slice(context), read, __version__, version("torch"))
+    code = code_digest(PACKAGE, stage.rooms), [version_of(name) for name in stage.packages]
+    return digest(stage.name, stage.slice(context), read, code)
+
+
+def place(stage: Stage, context: Context) -> Path:
+    return context.root / f"{stage.name}-{stage_hash(stage, context)}"
+
+
+@cache
+def code_digest(package: Path, rooms: tuple[str, ...]) -> str:
+    """sha256 over the sources of some folders and files of the package, read once a process."""
+    folders = [package.glob(f"{room}/**/*.py") for room in rooms if not room.endswith(".py")]
+    found = {package / room for room in rooms if room.endswith(".py")}.union(*folders)
+    lines = [f"{file.relative_to(package).as_posix()} {file_sha256(file)}" for file in sorted(found)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def version_of(package: str) -> str | None:
+    """Of an installed package, None where it is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS
 
 SLICE_WEIGHTS = 1 << 19  # 2 MB of float32: master, codes and result of a slice stay in a core's cache
@@ -24,24 +25,53 @@ SLICE_WEIGHTS = 1 << 19  # 2 MB of float32: master, codes and result of a slice 
 
 @dataclass
 class Master:
-    """One trained tensor. `weight` is the module's parameter, `value` the float32 truth behind it."""
+    """One trained tensor. `weight` is the module's parameter, `value` the float32 truth behind it. `importance` [K]
+    weighs rounding errors by input channel when scales are fitted. `learned` is there when scales are trained too."""
 
     name: str
     weight: nn.Parameter
     value: nn.Parameter
     format: BlockFormat
     scales: Scales = field(default_factory=dict)
+    importance: Tensor | None = None
+    learned: LearnedScales | None = None
 
     @property
     def on_grid(self) -> bool:
         return self.format.name not in FLOATS
 
+    @property
+    def learned_part(self) -> LearnedScales:
+        assert self.learned is not None, f"{self.name}: a checkpoint with learned scales, a step without"
+        return self.learned
+
     def fit(self) -> None:
         """Searches the scales anew, slice by slice."""
         assert self.format.fit is not None
         blocks = self._blocks()
-        parts = [self.format.fit(blocks[part]) for part in self._slices(blocks)]
+        parts = [self.format.fit(blocks[part], self._weights_of_error(part)) for part in self._slices(blocks)]
         self.scales = {key: torch.cat([p[key] for p in parts]) for key in parts[0]} if parts[0] else {}
+        if self.learned is not None:
+            self.learned.restart(self.format, self.scales)
+
+    def learn_scales(self) -> LearnedScales:
+        """From now on the scales are trained, starting from those fitted."""
+        if not self.scales:
+            self.fit()
+        self.learned = LearnedScales.around(self.format, self.scales)
+        return self.learned
+
+    @torch.no_grad()
+    def scale_gradients(self) -> None:
+        """From the gradient of the master, which is that of the decoded weight, to the factors of the scales."""
+        assert self.learned is not None and self.value.grad is not None
+        blocks, grads = self._blocks(), self.value.grad.view(-1, self.format.block)
+        parts = []
+        for part in self._slices(blocks):
+            scales = {key: value[part] for key, value in self.scales.items()}
+            parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part))
+        for parameter, pieces in zip(self.learned.parameters, zip(*parts, strict=True), strict=True):
+            parameter.grad = torch.cat(pieces)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -67,6 +97,14 @@ class Master:
     def _blocks(self) -> Tensor:
         return self.value.data.view(-1, self.format.block)
 
+    def _weights_of_error(self, part: slice) -> Tensor | None:
+        """[n, k] of the blocks in `part`: every row of the tensor has the same channels in the same order."""
+        if self.importance is None:
+            return None
+        channels = self.importance.view(-1, self.format.block)
+        stop = min(part.stop, self.value.numel() // self.format.block)
+        return channels[torch.arange(part.start, stop, device=channels.device) % channels.shape[0]]
+
     def _slices(self, blocks: Tensor) -> list[slice]:
         step = max(1, SLICE_WEIGHTS // self.format.block)
         return [slice(at, at + step) for at in range(0, blocks.shape[0], step)]
@@ -89,15 +127,30 @@ class Masters:
             if grid and master.on_grid:
                 if refit or not master.scales:
                     master.fit()
+                elif master.learned is not None:
+                    master.scales = master.learned.scales(master.format)
                 master.project()
             else:
                 master.copy()
 
+    def learn_scales(self) -> list[nn.Parameter]:
+        """Trains the scales of every tensor on a grid from now on; the new parameters, in a fixed order."""
+        return [p for m in self.items if m.on_grid for p in m.learn_scales().parameters]
+
+    def scale_gradients(self) -> None:
+        """Call between the backward pass and the optimiser's step."""
+        for master in self.items:
+            if master.learned is not None and master.value.grad is not None:
+                master.scale_gradients()
+
     def state(self) -> dict[str, Tensor]:
-        """Flat tensors for a checkpoint: values and scales."""
+        """Flat tensors for a checkpoint: values, scales, and what learned scales are made of."""
         flat = {f"master|{m.name}": m.value.data for m in self.items}
         for m in self.items:
             flat.update({f"scale|{m.name}|{key}": value for key, value in m.scales.items()})
+            if m.learned is not None:
+                flat.update({f"base|{m.name}|{key}": value for key, value in m.learned.base.items()})
+                flat.update({f"factor|{m.name}|{i}": p.data for i, p in enumerate(m.learned.parameters)})
         return flat
 
     def load_state(self, flat: Mapping[str, Tensor]) -> None:
@@ -106,9 +159,14 @@ class Masters:
             kind, _, rest = key.partition("|")
             if kind == "master":
                 by_name[rest].value.data.copy_(tensor)
-            elif kind == "scale":
-                name, _, scale = rest.rpartition("|")
-                by_name[name].scales[scale] = tensor.to(by_name[name].value.device)
+                continue
+            name, _, part = rest.rpartition("|")
+            if kind == "scale":
+                by_name[name].scales[part] = tensor.to(by_name[name].value.device)
+            elif kind == "base":
+                by_name[name].learned_part.base[part].copy_(tensor)
+            elif kind == "factor":
+                by_name[name].learned_part.parameters[int(part)].data.copy_(tensor)
 
 
 def _mover(master: Master):

@@ -16,7 +16,7 @@ from edgeslm.artifact import Artifact
 from edgeslm.errors import DataError
 from edgeslm.measurement import Measurement
 
-STAGES = ("teacher", "data", "student", "distill", "export", "evaluate", "benchmark")
+STAGES = ("teacher", "data", "student", "plan", "distill", "export", "evaluate", "benchmark")
 MAX_FILE_BYTES = 1 << 28  # a larger result file is damage, not data
 
 
@@ -41,7 +41,9 @@ class Run:
     quality: tuple[Measurement, ...]
     speed: tuple[Measurement, ...]
     answers: tuple[dict[str, Any], ...]
+    judged: dict[str, Any]  # the text of `quality`
     importance: dict[str, Any]
+    plan: dict[str, Any]  # formats chosen for a size, {} for a recipe that names its formats
     training: dict[str, Any]  # distill summary
     steps: tuple[dict[str, Any], ...]  # distill log
     problems: tuple[Problem, ...]
@@ -145,7 +147,9 @@ def read(root: Path) -> Run:
         "quality": rows("evaluate", "results.json", _measurement, "measurements"),
         "speed": rows("benchmark", "results.json", _measurement, "measurements"),
         "answers": rows("evaluate", "answers.json", _answers),
+        "judged": document("evaluate", "judged.json"),
         "importance": document("student", "importance.json"),
+        "plan": document("plan", "plan.json"),
         "training": document("distill", "summary.json"),
         "steps": _steps(r, folders.get("distill")),
     }
@@ -220,7 +224,7 @@ def _artifact(root: Path) -> Callable[[Any], Artifact]:
         path = given.resolve().relative_to(root.resolve()) if inside else Path(given.name)
         artifact = Artifact.from_json({**row, "path": path})
         _typed((artifact.name, artifact.format, artifact.sha256, artifact.grid, artifact.note), str)
-        _typed((artifact.bytes, artifact.weight_bytes, artifact.parameters), int)
+        _typed((artifact.bytes, artifact.weight_bytes, artifact.unread_bytes, artifact.parameters), int)
         if artifact.bytes <= 0 or artifact.parameters <= 0:
             raise ValueError(f"'{artifact.name}' without a size")
         return artifact

@@ -131,8 +131,26 @@ def _training(run: Run) -> list[Block]:
     )
     if held:
         columns = ("Tokens seen", "KL, nats per token", "Top-1 agreement")
-        return [*blocks, Table("On held-out text while training", columns, held, frozenset({0, 1, 2}), half=True)]
+        blocks.append(Table("On held-out text while training", columns, held, frozenset({0, 1, 2}), half=True))
+        return [*blocks, *_judged_on(run)]
     return [*blocks, missing("Held-out points", "the training summary holds none")]
+
+
+def _judged_on(run: Run) -> list[Block]:
+    """The text of the held-out points, and a warning where shipped files were judged on another."""
+    then, now = run.training.get("judged"), run.judged
+    if not isinstance(then, dict) or not then.get("digest"):
+        return []
+    said = f"While training, the student was judged on {_text(then)}."
+    if now.get("digest") and now["digest"] != then["digest"]:
+        said += f" The shipped files were judged on other text, {_text(now)}: those figures do not go on from these."
+    return [Note(said)]
+
+
+def _text(judged: dict[str, Any]) -> str:
+    files = judged.get("files")
+    names = ", ".join(map(str, files)) if isinstance(files, list) else "files that are not named"
+    return f"{judged.get('windows', '?')} windows of {judged.get('context', '?')} tokens of {names}"
 
 
 def _stages(run: Run) -> list[Block]:

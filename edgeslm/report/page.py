@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgeslm.report import making, markdown, performance, quality, summary
+from edgeslm.report import making, markdown, performance, planning, quality, summary
 from edgeslm.report.blocks import Note, Section
 from edgeslm.report.compare import pairs
 from edgeslm.report.folder import Run, read
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "memory": performance.memory,
     "energy": performance.energy,
     "answers": summary.answers,
+    "formats": planning.formats,
     "making": making.making,
     "machine": making.machine,
     "recipe": making.recipe,
@@ -108,6 +109,7 @@ def results(run: Run) -> dict[str, Any]:
         "exact": list(run.exact),
         "measurements": [m.to_json() for m in (*run.quality, *run.speed)],
         "importance": run.importance,
+        "plan": run.plan,
         "training": run.training,
         "answers": list(run.answers),
         "problems": [{"stage": p.stage, "artifact": p.artifact, "what": p.what} for p in run.problems],

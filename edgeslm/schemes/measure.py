@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgeslm.schemes.step import head_weight, hidden_states
+from edgeslm.models.forward import head_weight, hidden_states
 
 ROWS = 32  # rows of [V] float32 handled together: they stay in the cache
 

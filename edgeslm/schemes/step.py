@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.errors import EdgeSLMError
+from edgeslm.models.forward import head_weight, hidden_states, predictions
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.objective import Objective
@@ -34,6 +35,8 @@ class StepSettings:
     weight_decay: float
     betas: tuple[float, float]
     refit_every: int | None  # None: scales stay as first fitted
+    scale_lr: float | None = None  # of learned scales, as a share of the weights' learning rate; None: not learned
+    activations: Callable[[Tensor], Tensor] | None = None  # what the runtime does to the head's input
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ class Step:
             {"params": matrices, "weight_decay": settings.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
+        factors = [] if settings.scale_lr is None else masters.learn_scales()
+        if factors:
+            groups.append({"params": factors, "weight_decay": 0.0})
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
-        self.parameters = matrices + vectors
+        self.parameters = matrices + vectors + factors
+        self.clipped = matrices + vectors  # factors have their own scale: they must not steer the weights' clipping
 
     def __call__(
         self, batch: Batch, teacher: Callable[[Tensor], Signals] | None, *, lr: float, grid: bool, index: int
@@ -76,9 +83,12 @@ class Step:
             sums += terms.cpu()
         if not math.isfinite(total):
             raise Diverged(f"the loss is {total} at step {index}; lower distill.train.lr or look at the data")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        norm = torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.clip)
+        if self.settings.scale_lr is not None and grid:
+            self.masters.scale_gradients()
+        shares = (1.0, 1.0, self.settings.scale_lr or 0.0)
+        for group, share in zip(self.optimiser.param_groups, shares, strict=False):
+            group["lr"] = lr * share
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         every = self.settings.refit_every
@@ -98,19 +108,7 @@ class Step:
             teacher_hidden=None if signals is None else predictions(signals.hidden),
             teacher_head=None if signals is None else signals.head,
         )
-        return head_loss(predictions(hidden), head_weight(self.model), batch, self.objective)
-
-
-def predictions(hidden: Tensor) -> Tensor:
-    """[B, T, D] -> [N, D]: the states that predict a next token."""
-    return hidden[:, :-1].reshape(-1, hidden.shape[-1])
-
-
-def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
-    """Final hidden states [B, T, D] of a transformers causal model, its own forward, no cache."""
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-
-
-def head_weight(model: nn.Module) -> nn.Parameter:
-    """The output projection [V, D]; the embedding itself when they are tied."""
-    return model.get_output_embeddings().weight  # type: ignore[operator]
+        states = predictions(hidden)
+        if self.settings.activations is not None:
+            states = self.settings.activations(states)
+        return head_loss(states, head_weight(self.model), batch, self.objective)

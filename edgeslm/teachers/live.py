@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgeslm.schemes.step import head_weight, hidden_states
+from edgeslm.models.forward import head_weight, hidden_states
 from edgeslm.teachers.base import Signals
 
 

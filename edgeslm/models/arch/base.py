@@ -121,7 +121,7 @@ def config_values(arch: str, metadata: Config) -> dict[str, Any]:
     keys.refuse("rope.scale_linear", (1.0,), "scaled rotary positions are not supported")
     keys.refuse("expert_count", (0,), "mixtures of experts are not supported")
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
-    if hidden % heads:
+    if hidden % heads and f"{arch}.attention.key_length" not in metadata:
         raise ModelError(f"GGUF metadata: an embedding_length of {hidden} cannot be shared by {heads} attention heads")
     kv_heads = keys.integer("attention.head_count_kv", heads)
     if heads % kv_heads:

@@ -24,6 +24,12 @@ def config(metadata: base.Config) -> Qwen2Config:
 def metadata(config: base.Config) -> dict[str, Any]:
     if config.get("use_sliding_window"):
         raise ModelError("the model attends in a sliding window, which GGUF's 'qwen2' does not; switch it off")
+    heads, dim = config["num_attention_heads"], base.head_dim(config)
+    if heads * dim != config["hidden_size"]:
+        raise ModelError(
+            f"{heads} heads of {dim} dimensions do not make up the {config['hidden_size']} hidden channels, as GGUF's "
+            "'qwen2' needs; choose hidden and heads that do"
+        )
     return base.architecture_keys(NAME, config)
 
 

@@ -92,7 +92,6 @@ class Engine:
 
     def _info(self, job: dict[str, Any]) -> dict[str, Any]:
         api = self.api
-        heads = max(1, api.llama_model_n_head(self.model))
         return {
             "runtime": "llama.cpp",
             "version": f"{api.llama_version().decode()} (llama-cpp-python {version('llama_cpp_python')})",
@@ -109,10 +108,24 @@ class Engine:
             "use_extra_bufts": bool(job.get("use_extra_bufts", True)),
             "layers": int(api.llama_model_n_layer(self.model)),
             "kv_heads": int(api.llama_model_n_head_kv(self.model)),
-            "head_dim": int(api.llama_model_n_embd(self.model)) // heads,
+            "head_dim": self._head_dim(),
             "kv_element_bytes": 4 if job.get("kv") == "f32" else 2,
             "vocabulary": self.vocabulary,
         }
+
+    def _head_dim(self) -> int:
+        """As the file states it, else the embedding shared by the heads: the two need not agree."""
+        architecture = self._value("general.architecture")
+        stated = architecture and self._value(f"{architecture}.attention.key_length")
+        if stated:
+            return int(stated)
+        return int(self.api.llama_model_n_embd(self.model)) // max(1, self.api.llama_model_n_head(self.model))
+
+    def _value(self, key: str) -> str:
+        """A metadata value of the file as text; empty when it has none."""
+        text = ctypes.create_string_buffer(256)
+        length = self.api.llama_model_meta_val_str(self.model, key.encode(), text, len(text))
+        return text.value.decode("utf-8", "replace") if length >= 0 else ""
 
     def _decode(self, ids: list[int], wanted_from: int) -> np.ndarray:
         """Append up to BATCH ids -> float32 [m, V] logits of those from `wanted_from` on, valid till the next call."""

@@ -1,0 +1,97 @@
+"""Our rows of the quality ladder: a recipe's student, distilled on its grid, exported, verified and scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rivals.base import Student, matrix_types
+from benchmarks.rivals.rows import float_artifact
+from edgeslm.errors import EdgeSLMError
+
+Row = dict[str, Any]
+
+
+def our_rows(
+    rungs: dict[str, Path],
+    seeds: Collection[int],
+    overrides: list[str],
+    student: Student,
+    windows: list[list[int]],
+    runs: Path,
+    threads: int,
+    save: Callable[[Row], None],
+    done: Collection[tuple[str, int]] = (),
+) -> list[Row]:
+    """One row for every rung {name: recipe} and seed. The recipe's teacher must be the ladder's float student: that is
+    checked by its weights. `overrides` are the recipe's (`teacher.model=...`)."""
+    rows = []
+    for rung, path in rungs.items():
+        for seed in seeds:
+            if (rung, seed) not in done:
+                row = {"rung": rung, "seed": seed, "recipe": path.name} | _row(
+                    path, [*overrides, f"seed={seed}"], student, windows, runs, threads
+                )
+                rows.append(row)
+                save(row)
+    return rows
+
+
+def _row(path: Path, overrides: list[str], student: Student, windows: Any, runs: Path, threads: int) -> Row:
+    from edgeslm import recipe as recipes
+    from edgeslm.pipeline.run import run
+    from edgeslm.progress import Progress
+    from edgeslm.quantize.frozen import Frozen
+
+    loaded = recipes.load(path, overrides)
+    root = run(loaded, path.parent, runs, Progress(), until="distill")
+    record = json.loads((root / "run.json").read_text(encoding="utf-8"))
+    folder = root / record["stages"]["distill"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    row = _scored(Frozen.load(folder / "frozen"), student, windows, root, threads)
+    stages = {name: record["seconds"].get(name) for name in ("plan", "distill")}
+    curve = [{key: point[key] for key in ("tokens", "kl")} for point in summary["heldout"]]
+    return row | {"training_tokens": loaded.tokens, "seconds": stages, "curve": curve, "training": loaded.training_hash}
+
+
+def _scored(frozen: Any, student: Student, windows: Any, work: Path, threads: int) -> Row:
+    """The file through llama.cpp against the float student, as the rivals' files are."""
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate.closeness import evaluate
+    from edgeslm.export.gguf import export
+    from edgeslm.export.verify import verify
+
+    out = work / "ladder.gguf"
+    shipped = export(frozen, out)
+    exact = verify(shipped, frozen)
+    found, problems = evaluate(
+        float_artifact(student),
+        [shipped],
+        windows,
+        bos_id=None,
+        threads=threads,
+        device=LocalDevice(),
+        workdir=work,
+    )
+    if problems:
+        raise EdgeSLMError(f"{problems[0]['artifact']}: {problems[0]['what']}")
+    types = matrix_types(out)
+    same = sorted(name for name, kind in types.items() if student.source_types.get(name) == kind)
+    row: Row = {
+        "name": frozen.name,
+        "bits": shipped.bits_per_weight,
+        "bytes": shipped.bytes,
+        "sha256": shipped.sha256,
+        "exact_tensors": exact["exact"] / exact["tensors"],
+        "uses_source_grid": bool(same),
+        "types": {kind: list(types.values()).count(kind) for kind in sorted(set(types.values()))},
+    }
+    for m in found:
+        if m.where.artifact == shipped.name:
+            row[m.metric], row["tokens"] = m.mean, m.extra["tokens"]
+            if m.metric == "kl":
+                row["standard_error"] = m.extra["standard_error"]
+    out.unlink()
+    return row

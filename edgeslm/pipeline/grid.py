@@ -1,0 +1,153 @@
+"""Puts a student on its plan before training: importance of input channels, first scales, first codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeslm.artifact import file_sha256
+from edgeslm.errors import ModelError, RecipeError
+from edgeslm.pipeline.stage import Context
+
+MOMENT_BYTES = 2 << 30  # second moments held at a time by feedback rounding
+
+
+def start_on_grid(context: Context, student: Any, masters: Any, ids: Any, resumed: bool) -> None:
+    """`ids` [R, T]: training rows. A training that goes on takes values and scales from its checkpoint; importance is
+    then only needed where scales will be fitted again."""
+    part = context.recipe.quantize
+    again = part.scales.kind == "refit" or getattr(part.scales, "refit_every", None) is not None or part.start > 0
+    if part.importance is not None and (not resumed or again):
+        _weigh(context, student, masters, ids)
+    if part.rounding == "feedback" and not resumed:
+        _round_with_feedback(context, student, masters, ids)
+
+
+def _rows(context: Context, ids: Any) -> Any:
+    import torch
+
+    part = context.recipe.quantize.importance
+    tokens = part.tokens if part is not None else 16384
+    rows = max(1, tokens // ids.shape[1])
+    generator = torch.Generator().manual_seed(context.recipe.seed)
+    return ids[torch.randperm(len(ids), generator=generator)[:rows]].long().to(context.compute.device)
+
+
+def _weigh(context: Context, student: Any, masters: Any, ids: Any) -> None:
+    weights = channel_weights(context, student, ids)
+    for master in masters.items:
+        if master.on_grid and master.name in weights:
+            master.importance = weights[master.name].to(master.value.device)
+
+
+def channel_weights(context: Context, student: Any, ids: Any) -> dict[str, Any]:
+    """{weight: mean square of its inputs [K]} by the recipe's `quantize.importance`, empty when it asks for none.
+    Raises ModelError when a file's matrix belongs to another model."""
+    part = context.recipe.quantize.importance
+    if part is None:
+        return {}
+    if part.file is not None:
+        weights = _from_file(context, student)
+    else:
+        from edgeslm.quantize.importance import input_statistics
+
+        rows = _rows(context, ids)
+        with context.progress.task("importance", rows.numel(), "tokens") as bar:
+            weights = dict(input_statistics(student, rows, on_progress=_advancing(bar)).mean_squares)
+    for name, parameter in student.named_parameters():
+        if name in weights and weights[name].numel() != parameter.shape[-1]:
+            raise ModelError(
+                f"{part.file}: has {weights[name].numel()} channels for {name}, which has {parameter.shape[-1]}; "
+                "the importance matrix belongs to another model"
+            )
+    return weights
+
+
+def _from_file(context: Context, student: Any) -> dict[str, Any]:
+    """An importance matrix of llama.cpp, under transformers' names."""
+    import torch
+
+    from edgeslm.models.arch import ARCHS
+    from edgeslm.models.imatrix import read
+    from edgeslm.pipeline.distill import teacher_arch
+
+    part = context.recipe.quantize.importance
+    assert part is not None and part.file is not None
+    path = context.base / part.file
+    means = read(path).means(ARCHS[teacher_arch(context)].names(student.config.to_dict()))
+    if not means:
+        raise ModelError(f"{path}: names no tensor of the student; the importance matrix belongs to another model")
+    return {name: torch.from_numpy(mean) for name, mean in means.items()}
+
+
+def _round_with_feedback(context: Context, student: Any, masters: Any, ids: Any) -> None:
+    """Scales and codes of GPTQ. A master whose code feedback chose otherwise moves to that code's value; the others
+    keep their place inside their cell, which says how near the next code is."""
+    import torch
+
+    from edgeslm.quantize.feedback import round_model
+    from edgeslm.quantize.importance import input_statistics, moment_groups
+
+    on_grid = {m.name: m for m in masters.items if m.on_grid and m.value.dim() == 2}
+    rows = _rows(context, ids)
+    groups = moment_groups({name: m.value.shape[1] for name, m in on_grid.items()}, MOMENT_BYTES)
+    with context.progress.task("feedback rounding", len(on_grid), "tensors") as bar:
+        for group in groups:
+            moments = input_statistics(student, rows, moments=group).moments
+            weights = {name: on_grid[name].value.data for name in group}
+            formats = {name: on_grid[name].format.name for name in group}
+            for name, rounded in round_model(weights, moments, formats).items():
+                master = on_grid[name]
+                master.scales = dict(rounded.scales)
+                other = (master.codes() != rounded.codes).view_as(master.value)
+                master.value.data = torch.where(other, rounded.weight, master.value.data)
+                bar.advance(1)
+
+
+def _advancing(bar: Any) -> Any:
+    said = 0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal said
+        bar.advance(done - said)
+        said = done
+
+    return advance
+
+
+def on_teachers_grid(context: Context, dtype: Any) -> Any:
+    """The teacher with its matrices on `teacher.format`, by the nearest levels: what a rounded teacher teaches."""
+    from edgeslm.formats import FORMATS
+    from edgeslm.quantize.feedback import round_plainly
+    from edgeslm.quantize.plan import Plan
+
+    model = context.load_teacher(dtype).model
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assigned = Plan.uniform(context.recipe.teacher.format or "f32").assign(shapes)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.data.copy_(round_plainly(parameter.data.float(), FORMATS[assigned[name]]).weight)
+    return model
+
+
+def check_grid(context: Context, config: dict[str, Any]) -> None:
+    """Before any compute: a format that the teacher (of this `config`) cannot have, an importance matrix that is not
+    there. Raises RecipeError, FormatError or ModelError."""
+    from edgeslm.formats import FORMATS
+    from edgeslm.models.shapes import parameter_shapes
+    from edgeslm.quantize.plan import Plan
+
+    chosen, part = context.recipe.teacher.format, context.recipe.quantize.importance
+    if chosen is not None:
+        if chosen not in FORMATS:
+            raise RecipeError([f"teacher.format: unknown format '{chosen}'; known: {', '.join(FORMATS)}"])
+        Plan.uniform(chosen).assign(parameter_shapes(dict(config)))
+    if part is not None and part.file is not None:
+        from edgeslm.models.imatrix import read
+
+        read(context.base / part.file)
+
+
+def grid_slice(context: Context) -> Any:
+    """What the grid depends on beside the recipe: the content of an importance matrix file."""
+    part = context.recipe.quantize.importance
+    return file_sha256(context.base / part.file) if part is not None and part.file is not None else None

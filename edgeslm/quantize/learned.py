@@ -1,0 +1,90 @@
+"""Scales that are trained: learned step size quantisation (LSQ, Esser et al., arXiv:1902.08153).
+
+A weight on the grid is levels(q) * step - minimum with q the nearest level to x = (w + minimum) / step. Passing the
+gradient straight through the rounding gives, with G the gradient of the decoded weight,
+
+    dL/dstep    = sum over the group of G * (level - x)   where x is within the grid, G * level where it is clipped
+    dL/dminimum = sum over the group of -G                where clipped, else 0   (LSQ+, arXiv:2004.09576)
+
+What is trained is a factor on the fitted step (and for affine grids on the fitted minimum), so that one learning rate
+suits all blocks. After every update the file's own rounding is applied (`BlockFormat.gather`): float16, six bits of a
+float16, a power of two. The gradient passes straight through that rounding too.
+
+Shape letters: n blocks, k weights in a block, g groups (sub-blocks with a scale of their own) in a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeslm.formats.base import BlockFormat, Scales
+
+
+@dataclass
+class LearnedScales:
+    """Factors on the fitted scales of one tensor. `base` are the scales as fitted, whose scales of scales stay."""
+
+    step: nn.Parameter  # [n, g] around 1
+    minimum: nn.Parameter | None  # [n, g] around 1, of affine grids
+    base: Scales
+    low: float  # smallest and largest level of the grid
+    high: float
+
+    @classmethod
+    def around(cls, grid: BlockFormat, scales: Scales) -> LearnedScales:
+        """Factors of 1: training starts from the fitted scales."""
+        step, minimum = grid.spread(scales)  # type: ignore[misc]
+        own = None if minimum is None else nn.Parameter(torch.ones_like(minimum))
+        base = {key: value.clone() for key, value in scales.items()}
+        return cls(nn.Parameter(torch.ones_like(step)), own, base, *extremes(grid, scales))
+
+    @torch.no_grad()
+    def restart(self, grid: BlockFormat, scales: Scales) -> None:
+        """Factors of 1 on newly fitted scales; the optimiser's moments stay, they are of the same kind."""
+        self.base = {key: value.clone() for key, value in scales.items()}
+        for parameter in self.parameters:
+            parameter.fill_(1.0)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.step] if self.minimum is None else [self.step, self.minimum]
+
+    @torch.no_grad()
+    def scales(self, grid: BlockFormat) -> Scales:
+        """What the factors stand for, on the grid the file stores."""
+        step, minimum = grid.spread(self.base)  # type: ignore[misc]
+        moved = None if minimum is None or self.minimum is None else minimum * self.minimum
+        return grid.gather(step * self.step, moved, self.base)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def gradients(self, grid: BlockFormat, w: Tensor, grad: Tensor, scales: Scales, part: slice) -> list[Tensor]:
+        """Of the factors of blocks `part`: w, grad [n, k] and `scales`, with which the weights were decoded, are
+        those blocks'. One tensor [n, g] for each of `parameters`."""
+        step, minimum = grid.spread(scales)  # type: ignore[misc]
+        n, groups = step.shape
+        x = w.reshape(n, groups, -1)
+        if minimum is not None:
+            x = x + minimum[:, :, None]
+        x = x * torch.where(step == 0, 0.0, 1.0 / step)[:, :, None]
+        level = grid.levels(grid.encode(w, scales)).reshape(x.shape)  # type: ignore[misc]
+        clipped = (x < self.low) | (x > self.high)
+        g = grad.reshape(x.shape)
+        base = {key: value[part] for key, value in self.base.items()}
+        base_step, base_minimum = grid.spread(base)  # type: ignore[misc]
+        found = [(g * (level - x.masked_fill_(clipped, 0.0))).sum(2) * base_step]
+        if base_minimum is not None:
+            found.append(-(g * clipped).sum(2) * base_minimum)
+        return found
+
+
+def extremes(grid: BlockFormat, scales: Scales) -> tuple[float, float]:
+    """Smallest and largest level: what weights far outside are rounded to."""
+    some = {key: value[:4096] for key, value in scales.items()}
+    step, minimum = grid.spread(some)  # type: ignore[misc]
+    reach = step.abs() if minimum is None else step.abs() + minimum.abs()
+    far = (1e4 * reach).repeat_interleave(grid.block // step.shape[1], dim=1)
+    found = [grid.levels(grid.encode(side, some)) for side in (-far, far)]  # type: ignore[misc]
+    return min(float(f.min()) for f in found), max(float(f.max()) for f in found)

