@@ -2,9 +2,9 @@
 
     python -m benchmarks.grid_cost                 every format a GGUF file holds
 
-The model is SmolLM2-135M's weights laid end to end (134,515,008 of them, real values, cut to whole blocks). `step_share`
-is the time to round and decode all weights anew, divided by one training step without a grid (2,048 tokens, forward
-and backward, float32 masters, AdamW), both in this process.
+The model is SmolLM2-135M's weights laid end to end (real values, cut to whole blocks). `step_share` is the time to
+round and decode all weights anew, divided by one training step without a grid (2,048 tokens, forward and backward,
+float32 masters, AdamW), both in this process.
 """
 
 from __future__ import annotations
@@ -130,9 +130,13 @@ def show(records: list[dict[str, Any]]) -> dict[str, Any]:
         cells = [f"{cost[key]:7.2f}" if key in cost else f"{'-':>7}" for key in ("decode", "pack", "keep")]
         share = f"{100 * cost['step_share']:9.1f}%" if "step_share" in cost else f"{'-':>10}"
         print(f"{name:14} {' '.join(cells)} {share} {cost.get('fit', 0):7.1f}")
-    trained = {n: c for n, c in last["formats"].items() if "keep" in c}
+    return show_figures(last)
+
+
+def show_figures(entry: dict[str, Any]) -> dict[str, Any]:
+    trained = {n: c for n, c in entry["formats"].items() if "keep" in c}
     return {
-        "slowest_decode_s": max(c["decode"] for c in last["formats"].values()),
+        "slowest_decode_s": max(c["decode"] for c in entry["formats"].values()),
         "slowest_pack_s": max(c["pack"] for c in trained.values()),
         "largest_step_share": max(c["step_share"] for c in trained.values()),
         "k_formats_step_share": max(c["step_share"] for n, c in trained.items() if n.endswith("_k")),

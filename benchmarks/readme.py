@@ -12,7 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load_gguf, picture, quickstart, quickstart_controls, record, train_step
+from benchmarks import (
+    grid_cost,
+    load_gguf,
+    picture,
+    quality_ladder,
+    quickstart,
+    quickstart_controls,
+    record,
+    train_step,
+)
+from benchmarks.rivals.rows import best_rival
 
 README = Path(__file__).parent.parent / "README.md"
 RECIPE = quickstart_controls.RECIPE
@@ -91,6 +101,52 @@ def speed_table() -> str:
     return "\n".join(lines) + f"\n\n{text}"
 
 
+def ladder_table() -> str:
+    """One line a model and rung: ours, and the best rival that may weigh one bit more."""
+    lines = [
+        "| model | our bits | KL, nats/token, by seed | tokens trained | best rival of a bit more | bits | KL | r |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    records = record.read(quality_ladder.NAME)
+    for model, rows in quality_ladder.latest(records).items():
+        rivals = [r for r in rows if r["kind"] == "rival"]
+        for rung, above in quality_ladder.NEXT.items():
+            ours = [r for r in rows if r["kind"] == "ours" and r["rung"] == rung]
+            best = best_rival(rivals, above + quality_ladder.TOLERANCE)
+            if not ours:
+                continue
+            mean = statistics.fmean(r["kl"] for r in ours)
+            cells = [
+                model,
+                f"{ours[0]['bits']:.2f}",
+                ", ".join(f"{r['kl']:.4f}" for r in sorted(ours, key=lambda r: r["seed"])),
+                f"{ours[0]['training_tokens']:,}",
+                *(
+                    (
+                        f"{best['rival']}: {best['name']}",
+                        f"{best['bits']:.2f}",
+                        f"{best['kl']:.4f}",
+                        f"{mean / best['kl']:.2f}",
+                    )
+                    if best
+                    else ("–", "–", "–", "–")
+                ),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def grids_table() -> str:
+    entry = record.read(grid_cost.NAME)[-1]
+    f = grid_cost.show_figures(entry)
+    return (
+        f"All of SmolLM2-135M's {entry['weights']:,} weights, {entry['threads']} threads: decoding takes at most "
+        f"{f['slowest_decode_s']:.2f} s and packing at most {f['slowest_pack_s']:.2f} s in any format; keeping the "
+        f"weights on their grid adds {f['k_formats_step_share']:.0%} to a training step for the dearest K format and "
+        f"{f['largest_step_share']:.0%} for the dearest of all. {machine_of(entry)}."
+    )
+
+
 def machine_of(entry: dict[str, Any]) -> str:
     m = entry["machine"]
     return f"{m['cpu']}, {m['cores']} cores"
@@ -100,6 +156,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quickstart": quickstart_table,
     "controls": controls_table,
     "speed": speed_table,
+    "ladder": ladder_table,
+    "grids": grids_table,
 }
 
 
