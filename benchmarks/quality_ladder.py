@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> Row:
         rivals={n: r for n, r in RIVALS.items() if n in arguments.rivals},
         budgets=[NEXT[rung] + TOLERANCE for rung in (dict(arguments.ours) or NEXT)],
         by_default=not arguments.near_only,
+        match=arguments.match,
         reach=arguments.reach,
         done=[f"{r['rival']}: {r['name']}" for r in known],
     )
@@ -198,6 +199,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=131_072, help="that training rivals see: our own budget")
     parser.add_argument("--iterations", type=int, default=200, help="of auto-round")
     parser.add_argument("--reach", type=float, default=0.25, help="make mixes down to this many bits below a budget")
+    parser.add_argument("--match", default="", help="regular expression: only files whose name it finds")
     parser.add_argument(
         "--near-only", action="store_true", help="leave out mixes that are near no budget of the rungs asked for"
     )

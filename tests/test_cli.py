@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,4 +158,4 @@ def test_eval_refuses_another_vocabulary_of_the_same_size(gguf, tmp_path):
     file = export(freeze_floats(weights, "f32", "llama", config, tmp_path / "tokenizer", "t", {}), tmp_path / "o.gguf")
     (tmp_path / "judge.txt").write_text("Once there was a lighthouse. " * 20, encoding="utf-8")
     done = edgeslm("eval", file.path, "--teacher", gguf, "--text", tmp_path / "judge.txt", "--context", 64)
-    assert done.returncode == 2 and "cannot be compared: token '!' has id" in done.stderr.replace('"', "'"), done.stderr
+    assert done.returncode == 2 and re.search("cannot be compared: token '[!#]' has id", done.stderr), done.stderr

@@ -176,3 +176,12 @@ def test_every_document_begins_as_the_models_texts_begin(tmp_path):
     marker = all_of(begun_tokenizer("<|im_start|>"))  # what the chat template writes by itself is not doubled
     assert [ids[:2].count(1) for ids in marker] == [1, 1, 1, 1]
     assert marker[1:3] == plain[1:3]
+
+
+def test_rows_that_are_mostly_padding_are_not_whole():
+    ids = torch.ones(3, 8, dtype=torch.int32)
+    mask = torch.ones(3, 8, dtype=torch.uint8)
+    mask[1, 2:] = 0
+    mask[2, 4:] = 0
+    rows = Rows(ids, mask, torch.zeros(3, dtype=torch.int32), ("text",))
+    assert rows.whole().tolist() == [True, False, True]

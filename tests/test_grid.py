@@ -146,3 +146,29 @@ def test_what_cannot_be_is_refused_before_any_compute(folder, tmp_path, override
             until="teacher",
         )
     assert not list(tmp_path.glob("*/*/done.json"))
+
+
+def test_fused_layers_train_to_nearly_the_same_weights_and_need_a_compiler(folder, tmp_path, plain, monkeypatch):
+    """One compiled step beside one as written: the arithmetic is reordered, nothing else."""
+    from edgeslm import compute
+
+    if compute.compiler_missing("cpu"):
+        pytest.skip("no C++ compiler")
+    fused = distilled(folder, tmp_path / "fused", FIXED, "distill.train.compile=true")
+    for name, tensor in fused.tensors.items():
+        torch.testing.assert_close(tensor.decode(), plain.tensors[name].decode(), rtol=0, atol=0.2)
+    near = [(t.codes != plain.tensors[n].codes).float().mean() for n, t in fused.tensors.items() if t.format == "q4_0"]
+    assert near and max(near) < 0.01
+    monkeypatch.setattr(compute, "compiler_missing", lambda device: True)
+    with pytest.raises(RecipeError, match="no C\\+\\+ compiler"):
+        distilled(folder, tmp_path / "none", FIXED, "distill.train.compile=true")
+
+
+def test_runs_of_other_seeds_share_a_plan(folder, tmp_path):
+    """Which format a tensor gets depends on student and text; seeds move training only."""
+    target = "quantize={target: {bits: 5.5, formats: [q4_0, q5_0, q8_0], sensitivity_tokens: 64}}"
+    text = "data.sources=[{kind: text, paths: [learn.txt]}]"
+    for seed in (0, 1):
+        distilled(folder, tmp_path, target, text, f"seed={seed}")
+    assert len(list((tmp_path / "tiny").glob("plan-*"))) == 1
+    assert len(list((tmp_path / "tiny").glob("distill-*"))) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -54,12 +55,14 @@ def rival_rows(
     budgets: Collection[float] = (5.6, 4.6, 3.5, 2.7),
     reach: float = 0.4,
     by_default: bool = True,
+    match: str = "",
     done: Collection[str] = (),
     bos_id: int | None = None,
 ) -> list[Row]:
     """Every rival file as a row with `kl`, `top1_agreement` and `perplexity` to the float student, or with `error`.
 
-    `save(row)` is called as soon as a row is there; rows named in `done` ("rival: name") are not made again. One file
+    `save(row)` is called as soon as a row is there; rows named in `done` ("rival: name") are not made again,
+    nor those whose name the regular expression `match` does not find. One file
     lies in `workdir` at a time, beside what a rival keeps for its next file, which goes when that rival is through.
     """
     rows: list[Row] = []
@@ -75,7 +78,7 @@ def rival_rows(
         for rival in rivals.values():
             folder = workdir / rival.name
             folder.mkdir(parents=True, exist_ok=True)
-            for candidate in _listed(rival, student, options, budgets, reach, by_default, close, done):
+            for candidate in _listed(rival, student, options, budgets, reach, by_default, match, close, done):
                 out = folder / ("file" if rival.name == "onnxruntime-genai" else "file.gguf")
                 try:
                     made = rival.make(candidate, student, out, options)
@@ -127,6 +130,7 @@ def _listed(
     budgets: Collection[float],
     reach: float,
     by_default: bool,
+    match: str,
     close: Callable[[Row], None],
     done: Collection[str],
 ) -> list[Candidate]:
@@ -135,7 +139,7 @@ def _listed(
     except EdgeSLMError as error:
         close({"rival": rival.name, "name": "all", "error": str(error)})
         return []
-    return [c for c in found if f"{rival.name}: {c.name}" not in done]
+    return [c for c in found if re.search(match, c.name) and f"{rival.name}: {c.name}" not in done]
 
 
 def _remove(path: Path) -> None:

@@ -33,6 +33,11 @@ class Rows:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    def whole(self) -> Tensor:
+        """bool [R]: rows that are text for at least half their length; the last row of a source may be mostly
+        padding, which says nothing about a model."""
+        return self.mask.float().mean(dim=1) >= 0.5
+
     def row_ids(self) -> list[str]:
         """Stable ids, 16 hex digits each."""
         seen: Counter[bytes] = Counter()

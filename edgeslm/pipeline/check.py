@@ -45,6 +45,8 @@ class Findings:
 def check(context: Context) -> Findings:
     """No training, no model in memory: files are read, the teacher is fetched and its header and vocabulary looked at,
     formats and losses are looked up, one matrix product is timed for the estimate."""
+    from edgeslm import compute
+
     recipe, found = context.recipe, Findings()
     if found.attempt(lambda: context.compute) is None:
         return found
@@ -64,6 +66,11 @@ def check(context: Context) -> Findings:
             found.attempt(lambda: check_text.exported(context, summary, student))
         found.attempt(lambda: _plan(context, summary, student, found))
         found.attempt(lambda: check_grid(context, summary.config))
+    if recipe.distill.train.compile and compute.compiler_missing(context.compute.device.type):
+        found.problems.append(
+            "distill.train.compile: there is no C++ compiler here (g++ or clang++) to make CPU code with; "
+            "install one or set it to false"
+        )
     check_files.runnable(recipe, found)
     return found
 

@@ -47,7 +47,7 @@ def _distill(context: Context, folder: Path) -> None:
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
     assigned = plan_of(context).assign(shapes_of(student))
     masters = attach(student, assigned, chosen.dtype)
-    start_on_grid(context, student, masters, rows.ids, resumed=(folder / checkpoint.NAME).exists())
+    start_on_grid(context, student, masters, rows, resumed=(folder / checkpoint.NAME).exists())
     objective = Objective.build([t.model_dump() for t in recipe.distill.objective])
     judge = context.load_teacher(chosen.dtype).model
     guide = judge if recipe.teacher.format is None else on_teachers_grid(context, chosen.dtype)

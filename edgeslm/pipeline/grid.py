@@ -11,35 +11,37 @@ from edgeslm.pipeline.stage import Context
 MOMENT_BYTES = 2 << 30  # second moments held at a time by feedback rounding
 
 
-def start_on_grid(context: Context, student: Any, masters: Any, ids: Any, resumed: bool) -> None:
-    """`ids` [R, T]: training rows. A training that goes on takes values and scales from its checkpoint; importance is
+def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, resumed: bool) -> None:
+    """`rows`: the training rows. A training that goes on takes values and scales from its checkpoint; importance is
     then only needed where scales will be fitted again."""
     part = context.recipe.quantize
     again = part.scales.kind == "refit" or getattr(part.scales, "refit_every", None) is not None or part.start > 0
     if part.importance is not None and (not resumed or again):
-        _weigh(context, student, masters, ids)
+        _weigh(context, student, masters, rows)
     if part.rounding == "feedback" and not resumed:
-        _round_with_feedback(context, student, masters, ids)
+        _round_with_feedback(context, student, masters, rows)
 
 
-def _rows(context: Context, ids: Any) -> Any:
+def _rows(context: Context, rows: Any) -> Any:
+    """[R, T] of rows that are text throughout, chosen by the seed."""
     import torch
 
     part = context.recipe.quantize.importance
     tokens = part.tokens if part is not None else 16384
-    rows = max(1, tokens // ids.shape[1])
+    count = max(1, tokens // rows.ids.shape[1])
     generator = torch.Generator().manual_seed(context.recipe.seed)
-    return ids[torch.randperm(len(ids), generator=generator)[:rows]].long().to(context.compute.device)
+    whole = rows.ids[rows.whole()] if rows.whole().any() else rows.ids  # padding is no input that counts
+    return whole[torch.randperm(len(whole), generator=generator)[:count]].long().to(context.compute.device)
 
 
-def _weigh(context: Context, student: Any, masters: Any, ids: Any) -> None:
-    weights = channel_weights(context, student, ids)
+def _weigh(context: Context, student: Any, masters: Any, rows: Any) -> None:
+    weights = channel_weights(context, student, rows)
     for master in masters.items:
         if master.on_grid and master.name in weights:
             master.importance = weights[master.name].to(master.value.device)
 
 
-def channel_weights(context: Context, student: Any, ids: Any) -> dict[str, Any]:
+def channel_weights(context: Context, student: Any, rows: Any) -> dict[str, Any]:
     """{weight: mean square of its inputs [K]} by the recipe's `quantize.importance`, empty when it asks for none.
     Raises ModelError when a file's matrix belongs to another model."""
     part = context.recipe.quantize.importance
@@ -50,9 +52,9 @@ def channel_weights(context: Context, student: Any, ids: Any) -> dict[str, Any]:
     else:
         from edgeslm.quantize.importance import input_statistics
 
-        rows = _rows(context, ids)
-        with context.progress.task("importance", rows.numel(), "tokens") as bar:
-            weights = dict(input_statistics(student, rows, on_progress=_advancing(bar)).mean_squares)
+        ids = _rows(context, rows)
+        with context.progress.task("importance", ids.numel(), "tokens") as bar:
+            weights = dict(input_statistics(student, ids, on_progress=_advancing(bar)).mean_squares)
     for name, parameter in student.named_parameters():
         if name in weights and weights[name].numel() != parameter.shape[-1]:
             raise ModelError(
@@ -79,7 +81,7 @@ def _from_file(context: Context, student: Any) -> dict[str, Any]:
     return {name: torch.from_numpy(mean) for name, mean in means.items()}
 
 
-def _round_with_feedback(context: Context, student: Any, masters: Any, ids: Any) -> None:
+def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any) -> None:
     """Scales and codes of GPTQ. A master whose code feedback chose otherwise moves to that code's value; the others
     keep their place inside their cell, which says how near the next code is."""
     import torch
@@ -88,11 +90,11 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, ids: Any)
     from edgeslm.quantize.importance import input_statistics, moment_groups
 
     on_grid = {m.name: m for m in masters.items if m.on_grid and m.value.dim() == 2}
-    rows = _rows(context, ids)
+    ids = _rows(context, rows)
     groups = moment_groups({name: m.value.shape[1] for name, m in on_grid.items()}, MOMENT_BYTES)
     with context.progress.task("feedback rounding", len(on_grid), "tensors") as bar:
         for group in groups:
-            moments = input_statistics(student, rows, moments=group).moments
+            moments = input_statistics(student, ids, moments=group).moments
             weights = {name: on_grid[name].value.data for name in group}
             formats = {name: on_grid[name].format.name for name in group}
             for name, rounded in round_model(weights, moments, formats).items():

@@ -159,9 +159,11 @@ def _rows(context: Context) -> tuple[Any, Any, Any]:
     assert target is not None
     count = max(1, target.sensitivity_tokens // rows.ids.shape[1])
     wanted = count + max(1, count // MEASURED_SHARE)
-    picked = torch.from_numpy(order(rows, [s.share for s in context.recipe.data.sources], wanted, SEED))
+    drawn = torch.from_numpy(order(rows, [s.share for s in context.recipe.data.sources], 4 * wanted, SEED))
+    whole = drawn[rows.whole()[drawn]]  # gradients at padding would drown those of text
+    picked = (whole if len(whole) >= wanted else drawn)[:wanted]
     ids = rows.ids[picked].long().to(context.compute.device)
-    return ids[:count], ids[count:], rows.ids
+    return ids[:count], ids[count:], rows
 
 
 def _costs(
