@@ -104,8 +104,9 @@ def speed_table() -> str:
 def ladder_table() -> str:
     """One line a model and rung: ours, and the best rival that may weigh one bit more."""
     lines = [
-        "| model | our bits | KL, nats/token, by seed | tokens trained | best rival of a bit more | bits | KL | r |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | our bits | KL, nats/token, by seed | tokens trained | in training | best rival of a bit more | bits | KL "
+        "| r |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     records = record.read(quality_ladder.NAME)
     for model, rows in quality_ladder.latest(records).items():
@@ -121,6 +122,7 @@ def ladder_table() -> str:
                 f"{ours[0]['bits']:.2f}",
                 ", ".join(f"{r['kl']:.4f}" for r in sorted(ours, key=lambda r: r["seed"])),
                 f"{ours[0]['training_tokens']:,}",
+                f"{ours[0]['curve'][0]['kl']:.3f} → {ours[0]['curve'][-1]['kl']:.3f}",
                 *(
                     (
                         f"{best['rival']}: {best['name']}",
@@ -183,22 +185,39 @@ def recipe_comment() -> str:
     )
 
 
-def commented(text: str) -> str:
-    return re.sub(r"^# Measured: .*$", lambda m: recipe_comment(), text, count=1, flags=re.M)
+def recipe_comments() -> dict[Path, str]:
+    """{recipe: the line of its first comment that says what was measured}"""
+    found = {RECIPE: recipe_comment()}
+    for rows in quality_ladder.latest(record.read(quality_ladder.NAME)).values():
+        ours = [r for r in rows if r["kind"] == "ours"]
+        for name in dict.fromkeys(r["recipe"] for r in ours):
+            last = [r for r in ours if r["recipe"] == name][-1]
+            found[RECIPE.with_name(name)] = (
+                f"# Measured: {last['bits']:.2f} bits, KL {last['kl']:.4f} nats a token to its float teacher, top-1 "
+                f"{last['top1_agreement']:.1%}, {last['training_tokens']:,} tokens"
+            )
+    return found
+
+
+def commented(path: Path, line: str) -> str:
+    return re.sub(r"^# Measured: .*$", lambda m: line, path.read_text(encoding="utf-8"), count=1, flags=re.M)
 
 
 def main() -> None:
-    text, recipe = README.read_text(encoding="utf-8"), RECIPE.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
     wanted = filled(text)
+    recipes = {path: commented(path, line) for path, line in recipe_comments().items()}
     image = picture.draw(record.read("quickstart")[-1])
     if "--check" in sys.argv:
-        if wanted != text or commented(recipe) != recipe or picture.OUT.read_text(encoding="utf-8") != image:
+        same = all(path.read_text(encoding="utf-8") == comment for path, comment in recipes.items())
+        if wanted != text or not same or picture.OUT.read_text(encoding="utf-8") != image:
             raise SystemExit(
                 "README.md, its picture or a recipe differs from the records; run python -m benchmarks.readme"
             )
         return
     README.write_text(wanted, encoding="utf-8")
-    RECIPE.write_text(commented(recipe), encoding="utf-8")
+    for path, comment in recipes.items():
+        path.write_text(comment, encoding="utf-8")
     picture.OUT.write_text(image, encoding="utf-8")
 
 
