@@ -104,8 +104,8 @@ def speed_table() -> str:
 def ladder_table() -> str:
     """One line a model and rung: ours, and the best rival that may weigh one bit more."""
     lines = [
-        "| model | our bits | KL, nats/token, by seed | tokens trained | in training | best rival of a bit more | bits | KL "
-        "| r |",
+        "| model | our bits | KL, nats/token, by seed | tokens trained | in training "
+        "| best rival of a bit more | bits | KL | r |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     records = record.read(quality_ladder.NAME)
