@@ -13,7 +13,12 @@ import functools
 import torch
 from torch import Tensor
 
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # a word that holds the f codes of a byte, one byte each
+WORDS = {
+    1: torch.uint8,
+    2: torch.int16,
+    4: torch.int32,
+    8: torch.int64,
+}  # a word that holds the f codes of a byte, one byte each
 
 
 def float16_at(data: Tensor, at: int) -> Tensor:

@@ -12,96 +12,61 @@ d = max |w| and so never uses the level 2; here d may have either sign, so that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.bits import as_bytes, float16_at, pack_runs, unpack_runs
-from edgeslm.formats.search import to_float16
+from edgeslm.formats.one_scale import one_scale
 from edgeslm.formats.sweep import binary_scale, inverse, lopsided_scale
 
 
-def _spread(scales: Scales) -> tuple[Tensor, Tensor | None]:
-    return scales["d"].float(), None
-
-
-def _gather(step: Tensor, minimum: Tensor | None, scales: Scales) -> Scales:
-    return {"d": to_float16(step)}
-
-
-def _q1_0() -> BlockFormat:
-    def fit(w: Tensor, importance: Tensor | None = None) -> Scales:
-        return {"d": to_float16(binary_scale(w, importance))}
-
-    def encode(w: Tensor, scales: Scales) -> Tensor:
-        return (w >= 0).eq_(scales["d"] >= 0).view(torch.uint8)
-
-    def levels(codes: Tensor) -> Tensor:
-        return codes.to(torch.float32).mul_(2).sub_(1)
-
-    def decode(codes: Tensor, scales: Scales) -> Tensor:
-        return levels(codes).mul_(scales["d"].float())
-
+def _lowest(
+    name: str,
+    bits: int,
+    block: int,
+    ggml_type: int,
+    best: Callable[[Tensor, Tensor | None], Tensor],
+    encode: Callable[[Tensor, Scales], Tensor],
+    levels: Callable[[Tensor], Tensor],
+) -> BlockFormat:
     def pack(codes: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([as_bytes(scales["d"]), pack_runs(codes, 1)], dim=1)
+        return torch.cat([as_bytes(scales["d"]), pack_runs(codes, bits)], dim=1)
 
     def unpack(data: Tensor) -> tuple[Tensor, Scales]:
-        return unpack_runs(data[:, 2:], 1), {"d": float16_at(data, 0)}
+        return unpack_runs(data[:, 2:], bits), {"d": float16_at(data, 0)}
 
-    return BlockFormat(
-        name="q1_0",
-        block=128,
-        bytes=18,
-        ggml_type=41,
-        decode=decode,
-        pack=pack,
-        unpack=unpack,
-        fit=fit,
+    return one_scale(
+        name,
+        block=block,
+        size=18,
+        ggml_type=ggml_type,
+        best=best,
         encode=encode,
         levels=levels,
-        spread=_spread,
-        gather=_gather,
-        source="ggml-quants.c",
+        pack=pack,
+        unpack=unpack,
     )
 
 
-def _q2_0() -> BlockFormat:
-    def fit(w: Tensor, importance: Tensor | None = None) -> Scales:
-        return {"d": to_float16(lopsided_scale(w, importance))}
-
-    def encode(w: Tensor, scales: Scales) -> Tensor:
-        d = scales["d"].float()
-        q = torch.mul(w, inverse(d)).round_()
-        return q.clamp_(-1, 2).add_(1).to(torch.uint8)
-
-    def levels(codes: Tensor) -> Tensor:
-        return codes.to(torch.float32).sub_(1)
-
-    def decode(codes: Tensor, scales: Scales) -> Tensor:
-        return levels(codes).mul_(scales["d"].float())
-
-    def pack(codes: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([as_bytes(scales["d"]), pack_runs(codes, 2)], dim=1)
-
-    def unpack(data: Tensor) -> tuple[Tensor, Scales]:
-        return unpack_runs(data[:, 2:], 2), {"d": float16_at(data, 0)}
-
-    return BlockFormat(
-        name="q2_0",
-        block=64,
-        bytes=18,
-        ggml_type=42,
-        decode=decode,
-        pack=pack,
-        unpack=unpack,
-        fit=fit,
-        encode=encode,
-        levels=levels,
-        spread=_spread,
-        gather=_gather,
-        source="ggml-quants.c",
-    )
+def _encode_1(w: Tensor, scales: Scales) -> Tensor:
+    return (w >= 0).eq_(scales["d"] >= 0).view(torch.uint8)
 
 
-Q1_0 = _q1_0()
-Q2_0 = _q2_0()
+def _levels_1(codes: Tensor) -> Tensor:
+    return codes.to(torch.float32).mul_(2).sub_(1)
+
+
+def _encode_2(w: Tensor, scales: Scales) -> Tensor:
+    q = torch.mul(w, inverse(scales["d"].float())).round_()
+    return q.clamp_(-1, 2).add_(1).to(torch.uint8)
+
+
+def _levels_2(codes: Tensor) -> Tensor:
+    return codes.to(torch.float32).sub_(1)
+
+
+Q1_0 = _lowest("q1_0", 1, 128, 41, binary_scale, _encode_1, _levels_1)
+Q2_0 = _lowest("q2_0", 2, 64, 42, lopsided_scale, _encode_2, _levels_2)

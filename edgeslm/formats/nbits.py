@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.formats.bits import as_bytes, pack_runs, unpack_runs
+from edgeslm.formats.lattice import inverse
+from edgeslm.formats.one_scale import one_scale
 
+SOURCE = "onnxruntime MatMulNBits"
 BITS = (2, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 LEAST = 2.0**-120  # a smaller scale has no finite inverse and is kept as 0: all its weights are 0
@@ -32,29 +36,14 @@ def _store(d: Tensor) -> Tensor:
     return torch.where(d.abs() < LEAST, torch.zeros_like(d), d)
 
 
-def _inverse(d: Tensor) -> Tensor:
-    return torch.where(d == 0, torch.zeros_like(d), 1.0 / d)
-
-
 def _counts(w: Tensor, d: Tensor, zero: Tensor | int, most: int) -> Tensor:
     """q - zero as float32 [n, k]: how many scales a weight is worth, clamped to what the width can say."""
-    return torch.round(w * _inverse(d)).add_(zero).clamp_(0, most).sub_(zero)
+    return torch.round(w * inverse(d)).add_(zero).clamp_(0, most).sub_(zero)
 
 
-def _pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """[n, k] -> [n, k * bits / 8]"""
-    each = 8 // bits
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    return (codes.reshape(codes.shape[0], -1, each) << shifts).sum(dim=2, dtype=torch.uint8)
-
-
-def _unpack_codes(data: Tensor, bits: int) -> Tensor:
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)
-    return ((data[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(data.shape[0], -1)
-
-
-def _bytes(d: Tensor) -> Tensor:
-    return d.contiguous().view(torch.uint8).reshape(d.shape[0], -1)
+def _float32_at_0(data: Tensor) -> Tensor:
+    """Four bytes of every block as [n, 1]. Copied: a slice of a single row keeps the stride of a whole block."""
+    return data[:, :4].clone(memory_format=torch.contiguous_format).view(torch.float32)
 
 
 class _Search:
@@ -89,50 +78,39 @@ class _Search:
 def _symmetric(bits: int, block: int) -> BlockFormat:
     middle, most = 1 << (bits - 1), (1 << bits) - 1
 
-    def fit(w: Tensor, importance: Tensor | None = None) -> Scales:
+    def best(w: Tensor, importance: Tensor | None) -> Tensor:
         """Either sign may have the longer side of the grid; below factor 1 the largest weight is clipped."""
         search, zero = _Search(w, importance, most), w.new_full((w.shape[0], 1), float(middle))
         extreme = search.w.gather(1, w.abs().argmax(1, keepdim=True))
         for factor in SHRINK[bits]:
             search.show(extreme * (-factor / middle), zero)
             search.show(extreme * (factor / (middle - 1)), zero)
-        return {"d": search.found()[0]}
+        return search.found()[0]
 
     def encode(w: Tensor, scales: Scales) -> Tensor:
-        return torch.round(w * _inverse(scales["d"])).add_(middle).clamp_(0, most).to(torch.uint8)
+        return torch.round(w * inverse(scales["d"])).add_(middle).clamp_(0, most).to(torch.uint8)
 
     def levels(codes: Tensor) -> Tensor:
         return codes.to(torch.float32).sub_(middle)
 
-    def decode(codes: Tensor, scales: Scales) -> Tensor:
-        return levels(codes).mul_(scales["d"])
-
     def pack(codes: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([_bytes(scales["d"]), _pack_codes(codes, bits)], dim=1)
+        return torch.cat([as_bytes(scales["d"]), pack_runs(codes, bits)], dim=1)
 
     def unpack(data: Tensor) -> tuple[Tensor, Scales]:
-        return _unpack_codes(data[:, 4:], bits), {"d": data[:, :4].contiguous().view(torch.float32)}
+        return unpack_runs(data[:, 4:], bits), {"d": _float32_at_0(data)}
 
-    def spread(scales: Scales) -> tuple[Tensor, Tensor | None]:
-        return scales["d"], None
-
-    def gather(step: Tensor, minimum: Tensor | None, scales: Scales) -> Scales:
-        return {"d": _store(step)}
-
-    return BlockFormat(
-        name=f"n{bits}_b{block}",
+    return one_scale(
+        f"n{bits}_b{block}",
         block=block,
-        bytes=4 + block * bits // 8,
+        size=4 + block * bits // 8,
         ggml_type=None,
-        decode=decode,
-        pack=pack,
-        unpack=unpack,
-        fit=fit,
+        best=best,
         encode=encode,
         levels=levels,
-        spread=spread,
-        gather=gather,
-        source="onnxruntime MatMulNBits",
+        pack=pack,
+        unpack=unpack,
+        store=_store,
+        source=SOURCE,
     )
 
 
@@ -145,14 +123,14 @@ def _asymmetric(bits: int, block: int) -> BlockFormat:
         low, high = search.w.amin(1, keepdim=True).clamp_(max=0), search.w.amax(1, keepdim=True).clamp_(min=0)
         for factor in SHRINK[bits]:
             d = (high - low) * (factor / most)
-            centre = torch.round(-low * factor * _inverse(d))
+            centre = torch.round(-low * factor * inverse(d))
             for shift in (-1, 0, 1) if bits < 8 else (0,):
                 search.show(d, (centre + shift).clamp_(0, most))
         d, zero = search.found()
         return {"d": d, "z": zero.to(torch.uint8)}
 
     def encode(w: Tensor, scales: Scales) -> Tensor:
-        return torch.round(w * _inverse(scales["d"])).add_(scales["z"]).clamp_(0, most).to(torch.uint8)
+        return torch.round(w * inverse(scales["d"])).add_(scales["z"]).clamp_(0, most).to(torch.uint8)
 
     def levels(codes: Tensor) -> Tensor:
         return codes.to(torch.float32)
@@ -161,11 +139,11 @@ def _asymmetric(bits: int, block: int) -> BlockFormat:
         return codes.to(torch.float32).sub_(scales["z"]).mul_(scales["d"])
 
     def pack(codes: Tensor, scales: Scales) -> Tensor:
-        return torch.cat([_bytes(scales["d"]), scales["z"], _pack_codes(codes, bits)], dim=1)
+        return torch.cat([as_bytes(scales["d"]), scales["z"], pack_runs(codes, bits)], dim=1)
 
     def unpack(data: Tensor) -> tuple[Tensor, Scales]:
-        scales = {"d": data[:, :4].contiguous().view(torch.float32), "z": data[:, 4:5]}
-        return _unpack_codes(data[:, 5:], bits), scales
+        scales = {"d": _float32_at_0(data), "z": data[:, 4:5]}
+        return unpack_runs(data[:, 5:], bits), scales
 
     def spread(scales: Scales) -> tuple[Tensor, Tensor | None]:
         """q d - z d: what `decode` computes as (q - z) d, up to the rounding of the two products."""
@@ -174,7 +152,7 @@ def _asymmetric(bits: int, block: int) -> BlockFormat:
     def gather(step: Tensor, minimum: Tensor | None, scales: Scales) -> Scales:
         d = _store(step)
         assert minimum is not None
-        return {"d": d, "z": torch.round(minimum * _inverse(d)).clamp_(0, most).to(torch.uint8)}
+        return {"d": d, "z": torch.round(minimum * inverse(d)).clamp_(0, most).to(torch.uint8)}
 
     return BlockFormat(
         name=f"n{bits}a_b{block}",
@@ -189,7 +167,7 @@ def _asymmetric(bits: int, block: int) -> BlockFormat:
         levels=levels,
         spread=spread,
         gather=gather,
-        source="onnxruntime MatMulNBits",
+        source=SOURCE,
     )
 
 

@@ -25,13 +25,12 @@ from torch import Tensor
 
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.bits import as_bytes, float16_at, pack_planes, pack_runs, unpack_planes, unpack_runs
+from edgeslm.formats.lattice import by_slices
 from edgeslm.formats.levels import FP4, IQ4, Levels
 from edgeslm.formats.minifloats import from_e4m3_half, from_e8m0_half, to_e4m3_half, to_e8m0_half
 from edgeslm.formats.search import to_float16
 from edgeslm.formats.sweep import inverse
 from edgeslm.formats.tablefit import fit_e4m3, fit_power_of_two, fit_six_bits, fit_step
-
-FIT_WEIGHTS = 1 << 17  # fitted together: what a search holds for them stays in a core's cache
 
 
 def _table_format(
@@ -51,11 +50,7 @@ def _table_format(
     groups = block // group
 
     def fit_blocks(w: Tensor, importance: Tensor | None = None) -> Scales:
-        parts = []
-        for at in range(0, w.shape[0], FIT_WEIGHTS // block):
-            part = slice(at, at + FIT_WEIGHTS // block)
-            parts.append(fit(w[part], None if importance is None else importance[part]))
-        return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+        return by_slices(fit, w, importance)
 
     def encode(w: Tensor, scales: Scales) -> Tensor:
         return table.nearest(w.reshape(-1, groups, group), inverse(step_of(scales))[:, :, None]).reshape(w.shape)

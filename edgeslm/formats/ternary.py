@@ -17,20 +17,20 @@ Layout and arithmetic: ggml-quants.c `dequantize_row_tq*`, `quantize_row_tq*_ref
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.bits import as_bytes, float16_at, pack_planes, unpack_planes
-from edgeslm.formats.search import to_float16
+from edgeslm.formats.one_scale import one_scale
 from edgeslm.formats.sweep import inverse, ternary_scale
 
+Pack = Callable[[Tensor, Scales], Tensor]
+Unpack = Callable[[Tensor], tuple[Tensor, Scales]]
 SUPER = 256
 PARTS = ((0, 32, 5), (160, 16, 5), (240, 4, 4))  # first weight, bytes, digits in a byte
-
-
-def fit(w: Tensor, importance: Tensor | None = None) -> Scales:
-    return {"d": to_float16(ternary_scale(w, importance))}
 
 
 def encode(w: Tensor, scales: Scales) -> Tensor:
@@ -40,18 +40,6 @@ def encode(w: Tensor, scales: Scales) -> Tensor:
 
 def levels(codes: Tensor) -> Tensor:
     return codes.to(torch.float32).sub_(1)
-
-
-def decode(codes: Tensor, scales: Scales) -> Tensor:
-    return levels(codes).mul_(scales["d"].float())
-
-
-def spread(scales: Scales) -> tuple[Tensor, Tensor | None]:
-    return scales["d"].float(), None
-
-
-def gather(step: Tensor, minimum: Tensor | None, scales: Scales) -> Scales:
-    return {"d": to_float16(step)}
 
 
 def _unpack_tq1(data: Tensor) -> tuple[Tensor, Scales]:
@@ -88,33 +76,19 @@ def _pack_tq2(codes: Tensor, scales: Scales) -> Tensor:
     return torch.cat([pack_planes(codes, 2, groups=2), as_bytes(scales["d"])], dim=1)
 
 
-TQ1_0 = BlockFormat(
-    name="tq1_0",
-    block=SUPER,
-    bytes=54,
-    ggml_type=34,
-    decode=decode,
-    pack=_pack_tq1,
-    unpack=_unpack_tq1,
-    fit=fit,
-    encode=encode,
-    levels=levels,
-    spread=spread,
-    gather=gather,
-    source="ggml-quants.c",
-)
-TQ2_0 = BlockFormat(
-    name="tq2_0",
-    block=SUPER,
-    bytes=66,
-    ggml_type=35,
-    decode=decode,
-    pack=_pack_tq2,
-    unpack=_unpack_tq2,
-    fit=fit,
-    encode=encode,
-    levels=levels,
-    spread=spread,
-    gather=gather,
-    source="ggml-quants.c",
-)
+def _ternary(name: str, size: int, ggml_type: int, pack: Pack, unpack: Unpack) -> BlockFormat:
+    return one_scale(
+        name,
+        block=SUPER,
+        size=size,
+        ggml_type=ggml_type,
+        best=ternary_scale,
+        encode=encode,
+        levels=levels,
+        pack=pack,
+        unpack=unpack,
+    )
+
+
+TQ1_0 = _ternary("tq1_0", 54, 34, _pack_tq1, _unpack_tq1)
+TQ2_0 = _ternary("tq2_0", 66, 35, _pack_tq2, _unpack_tq2)

@@ -116,7 +116,7 @@ def _onnxruntime(format_name: str) -> Rounding | None:
         return None
     form = FORMATS[format_name]
     assert form.spread is not None
-    zeros = torch.zeros(2, form.bytes, dtype=torch.uint8)
+    zeros = torch.zeros(1, form.bytes, dtype=torch.uint8)
     block = form.block // form.spread(form.unpack(zeros)[1])[0].shape[1]  # one scale, one block of the product
     levels = ladder(form).levels
     if levels[-1] - levels[0] < 4 and not 32 <= block <= 128:
