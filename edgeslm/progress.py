@@ -14,7 +14,13 @@ LINE_EVERY_S = 10.0
 
 
 class Task(Protocol):
+    done: float
+
     def advance(self, amount: float, note: str = "") -> None: ...
+
+    def reach(self, done: float, total: float) -> None:
+        """As a callback for work that tells how far it is, not how far it came since."""
+        self.advance(done - self.done)
 
 
 class Progress:
@@ -37,7 +43,7 @@ class Progress:
             yield _Lines(self, name, total, unit)
 
 
-class _Lines:
+class _Lines(Task):
     """A line every ten seconds."""
 
     def __init__(self, progress: Progress, name: str, total: float, unit: str):
@@ -82,7 +88,7 @@ def _bar(name: str, total: float, unit: str) -> Iterator[Task]:
         yield _Bar(bars, handle, unit)
 
 
-class _Bar:
+class _Bar(Task):
     def __init__(self, bars, handle, unit: str):
         self.bars, self.handle, self.unit, self.done, self.start = bars, handle, unit, 0.0, time.monotonic()
 

@@ -55,6 +55,13 @@ class Recipe(Part):
             )
         if self.quantize.rounding == "feedback" and self.quantize.start:
             raise ValueError("quantize.start: feedback rounding is made before the first step; use start: 0")
+        part = self.quantize
+        unread = part.rounding == "feedback" and part.target is None and not part.fits_again
+        if unread and part.importance is not None and part.importance.file is not None:
+            raise ValueError(
+                "quantize.importance.file: nothing would read it, feedback rounding measures inputs whole; "
+                "give importance: {tokens: ...} or use rounding: nearest"
+            )
         return self
 
     @model_validator(mode="after")

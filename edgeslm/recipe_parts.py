@@ -194,6 +194,11 @@ class QuantizePart(Part):
         return {**given, "plan": [{"pattern": "*", "format": "q4_0"}]} if plan is None and target is None else given
 
     @property
+    def fits_again(self) -> bool:
+        """Whether scales are searched at other times than before the first step."""
+        return self.scales.kind == "refit" or getattr(self.scales, "refit_every", None) is not None or self.start > 0
+
+    @property
     def rules(self) -> tuple[PlanRule, ...]:
         """Of a plan that the recipe spells out; empty where a target decides."""
         return self.plan or ()

@@ -132,6 +132,7 @@ def test_a_recipe_can_take_what_another_run_shipped_as_its_teacher(folder, tmp_p
         (["quantize.scales={kind: learned}", "quantize.start=0.5"], "learned scales"),
         (["quantize.rounding=feedback", "quantize.start=0.5"], "feedback"),
         (["quantize.importance={file: none.gguf}"], "none.gguf"),
+        (["quantize.importance={file: none.gguf}", "quantize.rounding=feedback", FIXED], "nothing would read it"),
         (["teacher.format=q4_k"], "q4_k"),
         (["teacher.format=q9"], "q9"),
     ],

@@ -12,11 +12,11 @@ MOMENT_BYTES = 2 << 30  # second moments held at a time by feedback rounding
 
 
 def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, resumed: bool) -> None:
-    """`rows`: the training rows. A training that goes on takes values and scales from its checkpoint; importance is
-    then only needed where scales will be fitted again."""
+    """`rows`: the training rows. A training that goes on takes values and scales from its checkpoint, and feedback
+    finds its own scales; importance is then only needed where scales will be fitted again."""
     part = context.recipe.quantize
-    again = part.scales.kind == "refit" or getattr(part.scales, "refit_every", None) is not None or part.start > 0
-    if part.importance is not None and (not resumed or again):
+    fitted = not resumed and part.rounding != "feedback"
+    if part.importance is not None and (fitted or part.fits_again):
         _weigh(context, student, masters, rows)
     if part.rounding == "feedback" and not resumed:
         _round_with_feedback(context, student, masters, rows)
@@ -54,7 +54,7 @@ def channel_weights(context: Context, student: Any, rows: Any) -> dict[str, Any]
 
         ids = _rows(context, rows)
         with context.progress.task("importance", ids.numel(), "tokens") as bar:
-            weights = dict(input_statistics(student, ids, on_progress=_advancing(bar)).mean_squares)
+            weights = dict(input_statistics(student, ids, on_progress=bar.reach).mean_squares)
     for name, parameter in student.named_parameters():
         if name in weights and weights[name].numel() != parameter.shape[-1]:
             raise ModelError(
@@ -103,17 +103,6 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
                 other = (master.codes() != rounded.codes).view_as(master.value)
                 master.value.data = torch.where(other, rounded.weight, master.value.data)
                 bar.advance(1)
-
-
-def _advancing(bar: Any) -> Any:
-    said = 0
-
-    def advance(done: int, total: int) -> None:
-        nonlocal said
-        bar.advance(done - said)
-        said = done
-
-    return advance
 
 
 def on_teachers_grid(context: Context, dtype: Any) -> Any:

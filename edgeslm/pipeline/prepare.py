@@ -74,14 +74,7 @@ def _written(context: Context, source: Any, index: int) -> list[list[int]]:
     settings = WriteSettings(source.rows, source.max_new, source.batch, seed=context.recipe.seed + index, **sampling)
     teacher = context.load_teacher(context.compute.dtype)
     with context.progress.task("teacher writes", source.rows, "texts") as bar:
-        said = 0
-
-        def advance(done: int, total: int) -> None:
-            nonlocal said
-            bar.advance(done - said)
-            said = done
-
-        return write(teacher.model, prompts, settings, stop_ids(context.tokenizer), advance)
+        return write(teacher.model, prompts, settings, stop_ids(context.tokenizer), bar.reach)
 
 
 def _separator(context: Context) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.quantize.importance import block_importance
 from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS
 
@@ -98,12 +99,11 @@ class Master:
         return self.value.data.view(-1, self.format.block)
 
     def _weights_of_error(self, part: slice) -> Tensor | None:
-        """[n, k] of the blocks in `part`: every row of the tensor has the same channels in the same order."""
+        """[n, k] of the blocks in `part`."""
         if self.importance is None:
             return None
-        channels = self.importance.view(-1, self.format.block)
         stop = min(part.stop, self.value.numel() // self.format.block)
-        return channels[torch.arange(part.start, stop, device=channels.device) % channels.shape[0]]
+        return block_importance(self.importance, self.format.block, part.start, stop - part.start)
 
     def _slices(self, blocks: Tensor) -> list[slice]:
         step = max(1, SLICE_WEIGHTS // self.format.block)
