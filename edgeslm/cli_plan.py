@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -14,7 +15,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
     lines = [f"{'tensors':14} {'bits':>6} {'size':>9} {'KL':>9}  formats"]
     for kind in dict.fromkeys(t["kind"] for t in tensors):
         rows = [t for t in tensors if t["kind"] == kind]
-        weights, size = sum(_weights(t) for t in rows), sum(t["bytes"] for t in rows)
+        weights, size = sum(math.prod(t["shape"]) for t in rows), sum(t["bytes"] for t in rows)
         expected = plan["joint"] * sum(t["kl"][t["format"]] for t in rows)
         formats = Counter(t["format"] for t in sorted(rows, key=lambda t: t["bits"]))
         said = ", ".join(f"{count} {name}" if len(rows) > 1 else name for name, count in formats.items())
@@ -26,10 +27,3 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"KL to the float student before training: {plan['predicted_kl']:.4f} nats a token predicted, "
         f"{plan['measured_kl']:.4f} measured on {plan['tokens']['measured_kl']:,} other tokens",
     ]
-
-
-def _weights(tensor: dict[str, Any]) -> int:
-    count = 1
-    for size in tensor["shape"]:
-        count *= size
-    return count

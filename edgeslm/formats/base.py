@@ -33,7 +33,7 @@ Scales = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """A number grid. Verbs that a read-only format lacks are None (the codebook and K types can be read first)."""
+    """A number grid. Verbs that a read-only format lacks are None (the codebook types)."""
 
     name: str
     block: int  # weights per block
