@@ -12,7 +12,7 @@ from typing import Any
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 from edgeslm.errors import DataError, ExportError, ModelError
 from edgeslm.measurement import Measurement
-from edgeslm.models.stop import begin_id, stop_ids
+from edgeslm.models.stop import stop_ids
 
 NOTE = "edgeslm.json"  # what an exported ONNX folder says of itself
 
@@ -76,35 +76,6 @@ def frozen_folder(run: Path) -> Path:
     if "distill" not in stages:
         raise ModelError(f"{run}: this run has not finished its distill stage; run its recipe again to go on")
     return run / stages["distill"] / "frozen"
-
-
-def evaluate_file(
-    model: str, reference: str, texts: list[Path], context: int, count: int, threads: int
-) -> tuple[list[Measurement], list[dict[str, str]]]:
-    """One file against a float teacher on the texts, through the files' own runtimes. Raises ModelError when the two
-    have different vocabularies: their distributions could not be compared token by token."""
-    from edgeslm.data.text import documents
-    from edgeslm.devices.local import LocalDevice
-    from edgeslm.evaluate.closeness import evaluate, windows
-    from edgeslm.models.agreement import vocabulary_difference
-    from edgeslm.pipeline.stage import available_cores
-
-    tokenizer = tokenizer_of(Path(reference))
-    if difference := vocabulary_difference(tokenizer, tokenizer_of(Path(model))):
-        raise ModelError(f"{model} and {reference} cannot be compared: {difference}")
-    share = -(-count // len(texts))
-    found = [w for ids in documents(texts, tokenizer) for w in windows(ids, context, share)][:count]
-    candidate = artifact_of(model)
-    with tempfile.TemporaryDirectory() as work:
-        return evaluate(
-            artifact_of(reference),
-            [candidate],
-            found,
-            bos_id=begin_id(tokenizer),
-            threads=threads or available_cores(),
-            device=LocalDevice(),
-            workdir=Path(work),
-        )
 
 
 def bench_files(models: list[str], settings: dict[str, Any]) -> tuple[list[Measurement], list[dict[str, str]]]:
@@ -204,10 +175,11 @@ def chat_file(model: str) -> Path:
     source = resolve(model, Path.cwd())
     if source.kind == "gguf":
         return source.path
-    return _as_gguf(source)
+    return as_gguf(source, "f16")
 
 
-def _as_gguf(source: Any) -> Path:
+def as_gguf(source: Any, grid: str) -> Path:
+    """A teacher of any kind as a GGUF of "f16" or "f32", made once and cached."""
     import torch
 
     from edgeslm.export.gguf import export
@@ -215,7 +187,7 @@ def _as_gguf(source: Any) -> Path:
     from edgeslm.models.pypi import cache_folder
     from edgeslm.quantize.freeze import freeze_floats
 
-    out = cache_folder() / "as-gguf" / f"{source.sha256[:16]}-f16.gguf"
+    out = cache_folder() / "as-gguf" / f"{source.sha256[:16]}-{grid}.gguf"
     if out.exists():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +197,7 @@ def _as_gguf(source: Any) -> Path:
         weights = dict(loaded.model.named_parameters())
         config = loaded.model.config.to_dict()
         tokenizer = Path(work) / "tokenizer"
-        export(freeze_floats(weights, "f16", loaded.arch.name, config, tokenizer, "teacher-f16", {}), out)
+        export(freeze_floats(weights, grid, loaded.arch.name, config, tokenizer, f"teacher-{grid}", {}), out)
     return out
 
 

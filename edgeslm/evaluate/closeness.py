@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ EDGES = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0
 RULE = "second half of each window, as llama.cpp's perplexity counts"
 OnProgress = Callable[[str, int, int], None]
 OnScored = Callable[[Artifact, list[Measurement], str], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one file gave for the scored tokens: arrays [T] by name (see workers/scoring.py), and where."""
+
+    where: Where
+    arrays: dict[str, Any]
+    note: str = ""
 
 
 def windows(ids: list[int], context: int, count: int) -> list[list[int]]:
@@ -53,6 +63,7 @@ def evaluate(
     workdir: Path,
     on_progress: OnProgress | None = None,
     on_scored: OnScored | None = None,
+    on_arrays: Callable[[Artifact, Scores], None] | None = None,
     timeout_s: float = 3600.0,
 ) -> tuple[list[Measurement], list[dict[str, str]]]:
     """Score the reference, then each candidate against it. `bos_id`: see `with_begin`.
@@ -60,7 +71,8 @@ def evaluate(
     Returns (measurements, problems): a candidate that fails becomes a problem and the rest goes on; when the reference
     fails, candidates are scored alone (perplexity without KL). The reference itself gets a perplexity only.
     Candidates are taken one at a time, so a file may be made when it is asked for; `on_scored(artifact, measurements,
-    what went wrong or "")` is called after each, and the file is not needed any more.
+    what went wrong or "")` is called after each, and the file is not needed any more. `on_arrays` gets the figures of
+    every token.
     """
     if not windows:
         raise DataError("there is no window to score; give text of at least one context length")
@@ -93,13 +105,16 @@ def evaluate(
                     timeout_s=timeout_s,
                     on_progress=_named(on_progress, artifact.name),
                 )
-                found = read(outcome, outcome.where(artifact, device), reference.name)
+                scores = read(outcome, outcome.where(artifact, device))
             except EdgeSLMError as error:
                 problems.append({"artifact": artifact.name, "what": str(error)})
                 if on_scored is not None:
                     on_scored(artifact, [], str(error))
                 continue
+            found = measured(scores, reference.name)
             measurements += found
+            if on_arrays is not None:
+                on_arrays(artifact, scores)
             if on_scored is not None:
                 on_scored(artifact, found, "")
             if artifact is reference:
@@ -113,55 +128,47 @@ def _named(on_progress: OnProgress | None, name: str) -> Callable[[int, int], No
     return lambda done, total: on_progress(name, done, total)
 
 
-def read(outcome: Outcome, where: Where, reference: str) -> list[Measurement]:
-    """Arrays of one score -> measurements. Raises RuntimeFailure when an array is missing or no finite numbers."""
-    nll = _array(outcome, "nll")
-    tokens = len(nll)
-    note = outcome.note
-    mean, error = _mean_and_error(nll)
+def read(outcome: Outcome, where: Where) -> Scores:
+    """Arrays of one score. Raises RuntimeFailure when one is missing, of another length or not finite."""
+    wanted = {"nll", "confidence", "top1"}
+    if "kl" in outcome.arrays:
+        wanted |= {"kl", "reference_nll", "delta_p", "top5_overlap", "reference_top1"}
+    return Scores(where, {name: _array(outcome, name) for name in sorted(wanted)}, outcome.note)
+
+
+def measured(scores: Scores, reference: str) -> list[Measurement]:
+    """Perplexity, and beside a reference KL, agreement of the first choice and of the first five, root mean square of
+    the change in the probability of the id that followed, and the ratio of perplexities."""
+    arrays, tokens = scores.arrays, len(scores.arrays["nll"])
     shared = {"tokens": tokens, "rule": RULE}
-    found = [
-        Measurement(
-            "perplexity",
-            "1",
-            (math.exp(min(mean, 700.0)),),  # the largest exponent a float64 holds
-            where,
-            note=note,
-            extra={**shared, "nll_nats": mean, "nll_standard_error": error},
-        )
-    ]
-    if "kl" not in outcome.arrays:
+
+    def figure(metric: str, unit: str, value: float, better: str = "lower", **extra: Any) -> Measurement:
+        kept = shared | extra
+        return Measurement(metric, unit, (value,), scores.where, better=better, note=scores.note, extra=kept)  # type: ignore[arg-type]
+
+    nll, nll_error = mean_and_error(arrays["nll"])
+    perplexity = math.exp(min(nll, 700.0))  # the largest exponent a float64 holds
+    found = [figure("perplexity", "1", perplexity, nll_nats=nll, nll_standard_error=nll_error)]
+    if "kl" not in arrays:
         return found
-    kl, match = _array(outcome, "kl"), _array(outcome, "top1_match")
-    mean, error = _mean_and_error(kl)
+    beside: dict[str, Any] = {"reference": reference}
+    mean, error = mean_and_error(arrays["kl"])
+    spread: dict[str, Any] = {"percentiles": percentiles(arrays["kl"]), "histogram": histogram(arrays["kl"])}
+    found.append(figure("kl", "nats/token", mean, standard_error=error, **beside, **spread))
+    for metric, values in (
+        ("top1_agreement", (arrays["top1"] == arrays["reference_top1"]).astype(float)),
+        ("top5_agreement", arrays["top5_overlap"]),
+    ):
+        mean, error = mean_and_error(values)
+        found.append(figure(metric, "1", mean, "higher", standard_error=error, **beside))
+    change = arrays["delta_p"]
+    mean, error = mean_and_error(change)
     found.append(
-        Measurement(
-            "kl",
-            "nats/token",
-            (mean,),
-            where,
-            note=note,
-            extra={
-                **shared,
-                "reference": reference,
-                "percentiles": percentiles(kl),
-                "histogram": histogram(kl),
-                "standard_error": error,
-            },
-        )
+        figure("rms_delta_p", "1", float((change**2).mean() ** 0.5), mean_delta_p=mean, standard_error=error, **beside)
     )
-    agreement, error = _mean_and_error(match)
-    found.append(
-        Measurement(
-            "top1_agreement",
-            "1",
-            (agreement,),
-            where,
-            better="higher",
-            note=note,
-            extra={**shared, "reference": reference, "standard_error": error},
-        )
-    )
+    mean, error = mean_and_error(arrays["nll"] - arrays["reference_nll"])
+    ratio = math.exp(min(mean, 700.0))
+    found.append(figure("perplexity_ratio", "1", ratio, log_ratio=mean, log_standard_error=error, **beside))
     return found
 
 
@@ -178,7 +185,7 @@ def _array(outcome: Outcome, name: str) -> Any:
     return values
 
 
-def _mean_and_error(values: Any) -> tuple[float, float]:
+def mean_and_error(values: Any) -> tuple[float, float]:
     """Mean, and its standard error taking tokens as independent (neighbours are not quite: a lower bound)."""
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return float(values.mean()), spread / math.sqrt(len(values))

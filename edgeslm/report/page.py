@@ -53,7 +53,10 @@ def render(run: Path) -> ReportFiles:
     content = read(run)
     sections = build(content)
     out = ReportFiles(run / "report.html", run / "report.md", run / "results.json")
-    out.html.write_text(html(content, sections), encoding="utf-8")
+    facts = {k: str(content.facts.get(k) or "") for k in ("recipe_hash", "edgeslm")}
+    facts["started"] = moment(content.facts.get("started"))
+    facts["source"] = "from the run folder alone. Raw values: results.json."
+    out.html.write_text(html(f"run {content.name}", facts, sections), encoding="utf-8")
     out.markdown.write_text(markdown.document(sections), encoding="utf-8")
     text = json.dumps(results(content), indent=1, ensure_ascii=False, allow_nan=False)
     out.json.write_text(text + "\n", encoding="utf-8")
@@ -75,16 +78,16 @@ def build(run: Run) -> list[Section]:
     return built
 
 
-def html(run: Run, sections: list[Section]) -> str:
-    """One self-contained page: no script, no request (a content policy forbids them), every string escaped."""
+def html(name: str, facts: dict[str, str], sections: list[Section]) -> str:
+    """One self-contained page: no script, no request (a content policy forbids them), every string escaped. `facts`:
+    edgeslm (version), source, started and recipe_hash where there are any."""
     folder = files("edgeslm.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests["block"] = lambda block, name: type(block).__name__ == name
     template = environment.from_string((folder / "template.html.jinja").read_text(encoding="utf-8"))
     style = (folder / "style.css").read_text(encoding="utf-8")
-    facts = {k: str(run.facts.get(k) or "") for k in ("recipe_hash", "edgeslm")}
-    facts["started"] = moment(run.facts.get("started"))
-    return template.render(name=run.name, facts=facts, sections=sections, style=Markup(style))
+    facts = {"recipe_hash": "", "started": ""} | facts
+    return template.render(name=name, facts=facts, sections=sections, style=Markup(style))
 
 
 def moment(started: Any) -> str:

@@ -64,7 +64,7 @@ def quality(run: Run) -> Section:
         expected = [a.name for a in run.artifacts if a.name not in scored] if metric == "perplexity" else students
         if expected:
             blocks.append(missing(f"{label} of {', '.join(expected)}", run.why_not("evaluate")))
-    blocks += [c for c in [_size_chart(run), *(_histogram(m, i) for i, m in enumerate(of(run.quality, "kl")))] if c]
+    blocks += [c for c in [_size_chart(run), *(kl_histogram(m, i) for i, m in enumerate(of(run.quality, "kl")))] if c]
     blocks += [Note(f"{m.metric} of {m.where.artifact}: {m.note}") for m in run.quality if m.note]
     return Section("quality", "Quality", blocks, lead)
 
@@ -130,7 +130,7 @@ def _size_chart(run: Run) -> Chart | None:
                  "lower and further left is better")  # fmt: skip
 
 
-def _histogram(m: Measurement, index: int) -> Chart | Note | None:
+def kl_histogram(m: Measurement, index: int) -> Chart | Note | None:
     h = m.extra.get("histogram")
     if not isinstance(h, dict):
         return missing(f"KL histogram of {m.where.artifact}", "the result holds none")

@@ -1,7 +1,8 @@
 """What a runtime is: it makes a job for a worker and parses what came back. It runs nothing itself.
 
 A task is plain data, e.g. {"task": "bench", "prompt": [...], "new_tokens": 64, "warmups": 1, "repeats": 5,
-"threads": 4, "context": 256}; the tasks are `score`, `bench`, `generate` and `serve`, see workers/tasks.py.
+"threads": 4, "context": 256}; the tasks are `score`, `likelihood`, `bench`, `generate` and
+`serve`, see workers/tasks.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from edgeslm.errors import RuntimeFailure
 
 WORKERS = Path(__file__).parent / "workers"
-SHARED = ("common.py", "scoring.py", "tasks.py")  # pushed beside every worker
+SHARED = ("common.py", "likelihood.py", "scoring.py", "tasks.py")  # pushed beside every worker
 RUN_SECONDS = ("prefill_s", "time_to_first_token_s", "decode_s", "decode_cpu_s")
 LONG_LIST = 16  # lists longer than this are named by length and hash in a measurement
 PATHS = frozenset({"model", "name", "reference_in", "reference_out", "rails"})  # say where, not what
@@ -56,6 +57,7 @@ class Runtime:
         """Check a result document's shape. Raises RuntimeFailure when a worker wrote something else."""
         shapes: dict[str, dict[str, type]] = {
             "score": {"engine": dict, "tokens": int, "arrays": dict},
+            "likelihood": {"engine": dict, "groups": int},
             "bench": {"engine": dict, "load_s": float, "runs": list, "warmups": list, "memory": dict},
             "generate": {"engine": dict, "answers": list},
             "serve": {"engine": dict, "turns": int},

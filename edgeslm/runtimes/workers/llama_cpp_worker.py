@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, main
+from likelihood import Followed, Group, cells, packs
 from tasks import TASKS
 
 FLASH = {"auto": -1, "off": 0, "on": 1}
 GGML_TYPES = {"f32": 0, "f16": 1}
 WARN, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level
 BATCH = 512  # ids decoded at once, llama.cpp's default physical batch
+SEQUENCES = 64  # continuations decoded at once
 
 
 class Engine:
@@ -38,11 +40,14 @@ class Engine:
         api.llama_backend_init()
         self.model = self._load(job)
         self.context = int(job["context"])
+        many = job["task"] == "likelihood"
+        self.room = max(BATCH, self.context) if many else BATCH  # ids of one call
+        self.sequences = SEQUENCES if many else 1
         self.ctx = self._context(job)
         self.load_s = time.perf_counter() - start
         self.memory = api.llama_get_memory(self.ctx)
         self.vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model)))
-        self.batch = api.llama_batch_init(BATCH, 0, 1)
+        self.batch = api.llama_batch_init(self.room, 0, self.sequences)
         self.length = 0
         self.info = self._info(job)
 
@@ -76,10 +81,14 @@ class Engine:
         params = self.api.llama_context_default_params()
         params.n_ctx = self.context
         params.n_batch = params.n_ubatch = min(BATCH, self.context)
+        if self.sequences > 1:  # prefixes belong to several sequences, so all must share one cache
+            params.n_ctx = params.n_batch = self.room
+            params.n_ubatch = BATCH
+            params.n_seq_max, params.kv_unified = self.sequences, True
         params.n_threads = params.n_threads_batch = int(job["threads"])
         params.flash_attn_type = FLASH[job.get("flash_attention", "auto")]
         params.type_k = params.type_v = GGML_TYPES[job.get("kv", "f16")]
-        if job["task"] == "score":  # a whole window's logits at once
+        if job["task"] in ("score", "likelihood"):  # a whole window's logits at once
             params.n_outputs_max = params.n_outputs_max_per_seq = params.n_batch
         params.offload_kqv = params.op_offload = False
         ctx = self.api.llama_init_from_model(self.model, params)
@@ -153,6 +162,42 @@ class Engine:
             rows = self._decode(ids[start : start + BATCH], max(0, first - start))
             if len(rows):
                 yield rows
+
+    def follow(self, groups: list[Group]) -> Iterator[Followed]:
+        """Many groups a call: each id is fed once, those of a prefix for all sequences of its group."""
+        for pack in packs(groups, self.room, self.sequences):
+            self.api.llama_memory_clear(self.memory, False)
+            self.batch.n_tokens = 0
+            sequence = outputs = 0
+            laid: list[tuple[int, int, list[list[int]]]] = []  # group, its first row, rows of its continuations
+            for number, _, (prefix, continuations) in pack:
+                everyone = range(sequence, sequence + len(continuations))
+                for position, token in enumerate(prefix):
+                    self._lay(token, position, everyone, position == len(prefix) - 1)
+                first, rows = outputs, []
+                outputs += 1
+                for own, ids in zip(everyone, continuations, strict=True):
+                    for position, token in enumerate(ids[:-1], start=len(prefix)):
+                        self._lay(token, position, (own,), True)
+                    rows.append([0, *range(outputs - first, outputs - first + len(ids) - 1)])
+                    outputs += len(ids) - 1
+                sequence += len(continuations)
+                laid.append((number, first, rows))
+            assert self.batch.n_tokens == sum(cells(part) for _, _, part in pack)
+            status = self.api.llama_decode(self.ctx, self.batch)
+            if status != 0:
+                raise JobError(f"llama.cpp stopped with status {status}: {self._complaint()}")
+            logits = np.ctypeslib.as_array(self.api.llama_get_logits(self.ctx), shape=(outputs, self.vocabulary))
+            for number, first, rows in laid:
+                yield number, logits[first:], rows
+
+    def _lay(self, token: int, position: int, sequences: Any, wanted: bool) -> None:
+        """One id into the batch, for one or several sequences."""
+        batch, i = self.batch, self.batch.n_tokens
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, len(sequences), wanted
+        for k, sequence in enumerate(sequences):
+            batch.seq_id[i][k] = sequence
+        batch.n_tokens = i + 1
 
     def feed(self, ids: list[int]) -> np.ndarray:
         for start in range(0, len(ids), BATCH):

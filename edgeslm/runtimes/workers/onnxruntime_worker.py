@@ -1,4 +1,4 @@
-"""Runs an ONNX folder: scoring with plain onnxruntime (all positions' logits), the rest with onnxruntime-genai.
+"""Runs an ONNX folder: score and likelihood with plain onnxruntime (all positions' logits), the rest with its genai.
 
 Job fields besides the task's: model (the folder), threads, context. The shipped files are not touched: threads and
 length are laid over the folder's own configuration in memory.
@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, main
+from likelihood import Followed, Group
 from tasks import TASKS
 
+PAST, PRESENT = "past_key_values.", "present."  # names of what a graph takes and gives of its key/value cache
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
@@ -54,6 +56,7 @@ class ScoringEngine:
         self.load_s = time.perf_counter() - start
         self.vocabulary = int(config["model"]["vocab_size"])
         shape = cache_shape(config)
+        self.context = int(job["context"])
         self.cache_shape = (shape["kv_heads"], 0, shape["head_dim"])
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         unknown = [n for n in self.inputs if n not in ("input_ids", "attention_mask", "position_ids") and not past(n)]
@@ -63,30 +66,53 @@ class ScoringEngine:
             "runtime": "onnxruntime",
             "version": version("onnxruntime"),
             "threads": int(job["threads"]),
-            "context": int(job["context"]),
+            "context": self.context,
             **shape,
             "vocabulary": self.vocabulary,
         }
 
     def score(self, ids: list[int], first: int) -> Iterator[np.ndarray]:
+        logits, _ = self._run(ids, {})
+        yield logits[first:]
+
+    def follow(self, groups: list[Group]) -> Iterator[Followed]:
+        """The prefix once; each continuation then goes on from the keys and values it left."""
+        for number, (prefix, continuations) in enumerate(groups):
+            longer = any(len(ids) > 1 for ids in continuations)
+            logits, held = self._run(prefix, {}, keep=longer)
+            kept, rows, at = [logits[-1:]], [], 1
+            for ids in continuations:
+                if len(ids) > 1:
+                    kept.append(self._run(ids[:-1], held)[0])
+                rows.append([0, *range(at, at + len(ids) - 1)])
+                at += len(ids) - 1
+            yield number, np.concatenate(kept), rows
+
+    def _run(
+        self, ids: list[int], held: dict[str, np.ndarray], keep: bool = False
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits float32 [T, V] of `ids` after what `held` has seen, and with `keep` what is to be held then."""
+        before = next(iter(held.values())).shape[2] if held else 0
         feed: dict[str, np.ndarray] = {}
         for name, spec in self.inputs.items():
             kind = ONNX_TYPES[spec.type]
-            if past(name):  # [batch 1, key/value heads, no past, head size]
-                feed[name] = np.zeros((1, *self.cache_shape), kind)
+            if past(name):  # [batch 1, key/value heads, past, head size]
+                feed[name] = held[name] if held else np.zeros((1, *self.cache_shape), kind)
             elif name == "input_ids":
                 feed[name] = np.asarray([ids], kind)
             elif name == "position_ids":
-                feed[name] = np.arange(len(ids), dtype=kind)[None]
+                feed[name] = np.arange(before, before + len(ids), dtype=kind)[None]
             else:
-                feed[name] = np.ones((1, len(ids)), kind)
+                feed[name] = np.ones((1, before + len(ids)), kind)
+        caches = [name for name in self.inputs if past(name)] if keep else []
         try:
-            (logits,) = self.session.run(["logits"], feed)
+            outputs = self.session.run(["logits", *(name.replace(PAST, PRESENT) for name in caches)], feed)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise JobError(f"onnxruntime failed while scoring: {first_line(error)}") from error
+        logits = outputs[0]
         if logits.shape[1] != len(ids):
             raise JobError("the graph gives logits of the last position only; build it with all positions to score it")
-        yield logits[0, first:].astype(np.float32)
+        return logits[0].astype(np.float32), dict(zip(caches, outputs[1:], strict=True))
 
 
 class GenerationEngine:
@@ -154,7 +180,7 @@ class GenerationEngine:
 
 
 def past(name: str) -> bool:
-    return name.startswith("past_key_values.")
+    return name.startswith(PAST)
 
 
 def first_line(error: Exception) -> str:
@@ -173,7 +199,7 @@ def cache_shape(config: dict[str, Any]) -> dict[str, int]:
 
 
 def open_engine(desk: Desk) -> ScoringEngine | GenerationEngine:
-    return ScoringEngine(desk) if desk.job["task"] == "score" else GenerationEngine(desk)
+    return ScoringEngine(desk) if desk.job["task"] in ("score", "likelihood") else GenerationEngine(desk)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 from common import Desk, JobError
 
 ROWS = 8  # rows of the vocabulary handled at once: float64 copies stay inside a core's cache
+NEAR = 5  # first choices compared as sets
 
 
 def log_probs(logits: np.ndarray) -> np.ndarray:
@@ -41,13 +42,22 @@ def divergence(reference: np.ndarray, student: np.ndarray) -> np.ndarray:
     return np.maximum(terms.sum(axis=-1), 0.0)
 
 
+def overlap(reference: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """Share of the reference's NEAR first choices that are among the student's, [m, V] twice -> [m]."""
+    if reference.shape[-1] <= NEAR:
+        return np.ones(len(reference))
+    left, right = (np.argpartition(side, -NEAR, axis=-1)[:, -NEAR:] for side in (reference, student))
+    return (left[:, :, None] == right[:, None, :]).any(axis=-1).mean(axis=-1)
+
+
 class Scorer:
     """Takes logits row block by row block, in the order of the windows; keeps what the job asked for."""
 
     def __init__(self, desk: Desk, tokens: int, vocabulary: int):
         job = desk.job
         self.desk = desk
-        self.nll = np.zeros(tokens)
+        self.arrays: dict[str, np.ndarray] = {name: np.zeros(tokens) for name in ("nll", "confidence")}
+        self.arrays["top1"] = np.zeros(tokens, np.int32)
         self.at = 0
         self.out: np.memmap[Any, Any] | None = None
         self.reference: np.ndarray | None = None
@@ -60,8 +70,8 @@ class Scorer:
             )
         if job.get("reference_in"):
             self.reference = open_reference(Path(job["reference_in"]), tokens, vocabulary)
-            self.kl, self.reference_nll = np.zeros(tokens), np.zeros(tokens)
-            self.match = np.zeros(tokens, np.uint8)
+            self.arrays |= {name: np.zeros(tokens) for name in ("kl", "reference_nll", "delta_p", "top5_overlap")}
+            self.arrays["reference_top1"] = np.zeros(tokens, np.int32)
 
     def take(self, logits: np.ndarray, targets: list[int]) -> None:
         """logits [m, V] and the m ids that followed."""
@@ -73,27 +83,29 @@ class Scorer:
             single = rows.astype(np.float32)  # what a reference file stores; both sides are compared in this precision
             here = slice(self.at, self.at + len(wanted))
             index = np.arange(len(wanted))
-            self.nll[here] = -rows[index, wanted]
+            arrays = self.arrays
+            arrays["nll"][here] = -rows[index, wanted]
+            arrays["top1"][here] = top = single.argmax(axis=-1)
+            arrays["confidence"][here] = np.exp(rows[index, top])
             if self.out is not None:
                 self.out[here] = single
             if self.reference is not None:
                 reference = np.asarray(self.reference[here], np.float64)
-                self.kl[here] = divergence(reference, single.astype(np.float64))
-                self.match[here] = reference.argmax(axis=-1) == single.argmax(axis=-1)
-                self.reference_nll[here] = -reference[index, wanted]
+                arrays["kl"][here] = divergence(reference, single.astype(np.float64))
+                arrays["reference_top1"][here] = reference.argmax(axis=-1)
+                arrays["reference_nll"][here] = -reference[index, wanted]
+                arrays["delta_p"][here] = np.exp(rows[index, wanted]) - np.exp(reference[index, wanted])
+                arrays["top5_overlap"][here] = overlap(reference, single)
             self.at += len(wanted)
 
     def finish(self) -> dict[str, Any]:
         """Write the arrays beside the job and return their names and means."""
-        arrays: dict[str, np.ndarray] = {"nll": self.nll}
         if self.out is not None:
             self.out.flush()
-        if self.reference is not None:
-            arrays |= {"kl": self.kl, "top1_match": self.match, "reference_nll": self.reference_nll}
-        for name, values in arrays.items():
+        for name, values in self.arrays.items():
             self.desk.save_array(f"{name}.npy", values)
-        means = {name: float(values.mean()) for name, values in arrays.items()}
-        return {"tokens": self.at, "arrays": {name: f"{name}.npy" for name in arrays}, "means": means}
+        means = {name: float(values.mean()) for name, values in self.arrays.items()}
+        return {"tokens": self.at, "arrays": {name: f"{name}.npy" for name in self.arrays}, "means": means}
 
 
 def open_reference(path: Path, tokens: int, vocabulary: int) -> np.ndarray:
@@ -120,7 +132,9 @@ def check_windows(windows: list[list[int]], score_from: int, vocabulary: int) ->
 
 
 def score(open_engine: Any, desk: Desk) -> dict[str, Any]:
-    """The task `score`; see the module's text. Result: arrays nll, kl, top1_match, reference_nll, each [T]."""
+    """The task `score`; see the module's text. Result: arrays, each [T]: nll, confidence (probability of the first
+    choice) and top1 (its id); beside a reference kl, delta_p (probability of the id that followed, less the
+    reference's), top5_overlap, reference_nll and reference_top1."""
     engine = open_engine(desk)
     windows, first = desk.job["windows"], int(desk.job["score_from"])
     tokens = check_windows(windows, first, engine.vocabulary)

@@ -4,6 +4,7 @@
     vocabulary    V
     info          plain data: runtime, version, threads, cache type, layers, ...
     score(ids, first)  yields float [m, V] logits of positions first .. len(ids) - 1 of a fresh sequence
+    follow(groups)     yields logits of continuations after their prefixes, see likelihood.py
     feed(ids)     appends ids to the sequence -> float [V] logits of the last position
     keep(n)       cuts the sequence back to its first n ids
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, MemoryWatch, memory, read_counters
+from likelihood import likelihood
 from scoring import score
 
 Open = Callable[[Desk], Any]
@@ -129,14 +131,14 @@ def stream(
     logits = engine.feed(ids[shared:])
     held[:] = ids
     prefill_s = time.perf_counter() - start
-    count, ended = 0, "length"
+    count, ended, stopped_by = 0, "length", None
     first_s = None
     while count < limit:
         token = pick(logits)
         count += 1
         first_s = first_s if first_s is not None else time.perf_counter() - start
         if token in stop:
-            ended = "stop"
+            ended, stopped_by = "stop", token
             break
         on_id(token)
         if count < limit:
@@ -146,6 +148,7 @@ def stream(
     return {
         "tokens": count,
         "ended": ended,
+        "stopped_by": stopped_by,
         "prompt_tokens": len(ids),
         "reused_tokens": shared,
         "prefill_s": prefill_s,
@@ -165,7 +168,9 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def generate(open_engine: Open, desk: Desk) -> dict[str, Any]:
-    """The task `generate`: continue each of `prompts`; every prompt starts the sampler anew from its seed."""
+    """The task `generate`: continue each of `prompts`; every prompt starts the sampler anew from its seed.
+
+    As soon as an answer is done a line `{"answered": i, "answer": {...}}` is said, for whoever keeps them."""
     engine = open_engine(desk)
     answers: list[dict[str, Any]] = []
     held: list[int] = []
@@ -173,6 +178,7 @@ def generate(open_engine: Open, desk: Desk) -> dict[str, Any]:
         ids: list[int] = []
         timings = stream(engine, held, prompt, desk.job, ids.append)
         answers.append({"ids": ids, **timings})
+        desk.say({"answered": len(answers) - 1, "answer": answers[-1]})
         desk.progress(len(answers), len(desk.job["prompts"]))
     return {"engine": engine.info, "answers": answers}
 
@@ -214,6 +220,7 @@ def requests(desk: Desk) -> Iterator[dict[str, Any]]:
 
 TASKS: dict[str, Callable[[Open, Desk], dict[str, Any]]] = {
     "score": score,
+    "likelihood": likelihood,
     "bench": bench,
     "generate": generate,
     "serve": serve,

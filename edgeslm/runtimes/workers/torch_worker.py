@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, main
+from likelihood import Followed, Group
 from tasks import TASKS
 
 
@@ -58,6 +59,21 @@ class Engine:
     def score(self, ids: list[int], first: int) -> Iterator[np.ndarray]:
         hidden = self.model.model(input_ids=self.torch.tensor([ids]), use_cache=False).last_hidden_state
         yield self.model.lm_head(hidden[0, first:]).float().numpy()
+
+    def follow(self, groups: list[Group]) -> Iterator[Followed]:
+        """A group a call: its sequences whole, padded on the right, where causal attention does not look."""
+        for number, (prefix, continuations) in enumerate(groups):
+            wide = len(prefix) + max(map(len, continuations)) - 1
+            padded = self.torch.zeros(len(continuations), wide, dtype=self.torch.long)
+            for row, ids in zip(padded, continuations, strict=True):
+                row[: len(prefix) + len(ids) - 1] = self.torch.tensor([*prefix, *ids[:-1]])
+            hidden = self.model.model(input_ids=padded, use_cache=False).last_hidden_state
+            kept, rows, at = [], [], 0
+            for states, ids in zip(hidden, continuations, strict=True):
+                kept.append(states[len(prefix) - 1 : len(prefix) + len(ids) - 1])
+                rows.append(list(range(at, at + len(ids))))
+                at += len(ids)
+            yield number, self.model.lm_head(self.torch.cat(kept)).float().numpy(), rows
 
     def feed(self, ids: list[int]) -> np.ndarray:
         if self.length + len(ids) > self.context:

@@ -1,0 +1,253 @@
+"""What `edgeslm eval` does: files and options -> one evaluation, its report, its gate."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeslm.artifact import Artifact
+from edgeslm.cli_actions import artifact_of, as_gguf, tokenizer_of
+from edgeslm.errors import DataError, ModelError
+from edgeslm.measurement import Measurement
+from edgeslm.models.stop import begin_id
+from edgeslm.progress import Progress
+
+OWN_TEXT = "package:text/judge/*.txt"
+OWN_PROMPTS = "package:chat/instructions.jsonl"
+FIGURES = ("perplexity", "kl", "top1_agreement", "top5_agreement", "rms_delta_p", "perplexity_ratio")
+
+
+@dataclass(frozen=True)
+class Options:
+    """As the command line names them."""
+
+    text: tuple[str, ...] = (OWN_TEXT,)
+    context: int = 512
+    windows: int = 8
+    tasks: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | None = None
+    shots: int = 0
+    chat: bool = False
+    prompts: tuple[str, ...] = ()
+    new: int = 128
+    churn: bool = False
+    threads: int = 0
+    keep: bool = True
+
+
+@dataclass(frozen=True)
+class Bound:
+    """`figure` at least (or at most) `value`, for every student."""
+
+    figure: str
+    value: float
+    least: bool
+
+    def holds(self, found: float) -> bool:
+        return found >= self.value if self.least else found <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.figure} {'at least' if self.least else 'at most'} {self.value:g}"
+
+
+def bounds(at_least: Sequence[str], at_most: Sequence[str]) -> list[Bound]:
+    """`name=number` texts. Raises DataError."""
+    found = []
+    for texts, least in ((at_least, True), (at_most, False)):
+        for text in texts:
+            name, _, number = text.partition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = math.nan
+            if not name or math.isnan(value):
+                flag = "--at-least" if least else "--at-most"
+                raise DataError(f"{flag} {text}: is no NAME=NUMBER, such as retention=0.95")
+            found.append(Bound(name, value, least))
+    return found
+
+
+def refuse_unknown_figures(wanted: Sequence[Bound], options: Options) -> None:
+    """A gate on a figure that this evaluation will not give would never close. Raises DataError."""
+    known = set(FIGURES if options.windows else ())
+    if options.tasks:
+        known |= {"retention", *options.tasks, *(f"retention.{task}" for task in options.tasks)}
+    for bound in wanted:
+        if bound.figure not in known and not (options.prompts and bound.figure.startswith("answers.")):
+            raise DataError(
+                f"the gate names '{bound.figure}', which this evaluation does not give; it gives "
+                f"{', '.join(sorted(known))}{', answers.<figure>' if options.prompts else ''}"
+            )
+
+
+def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[Artifact, list[Artifact], list[Path]]:
+    """(reference, students, files in that order). A run folder stands for its student.gguf, and where no teacher is
+    named for its teacher's float file; with `churn` and no teacher the first model is what the others are set beside.
+    Raises ModelError."""
+    paths = [_file(model, "student.gguf") for model in models]
+    if teacher is not None:
+        paths.insert(0, _reference(teacher))
+    elif (runs := [m for m in models if (Path(m) / "run.json").is_file()]) and len(paths) == len(runs):
+        paths.insert(0, _file(runs[0], "teacher-f32.gguf"))
+    elif not (churn and len(paths) > 1):
+        raise ModelError("name the float teacher with --teacher, or give a run folder that holds one")
+    artifacts = [replace(artifact_of(str(path)), name=name) for path, name in zip(paths, _names(paths), strict=True)]
+    return artifacts[0], artifacts[1:], paths
+
+
+def _file(model: str, name: str) -> Path:
+    root = Path(model)
+    if not (root / "run.json").is_file():
+        return root
+    stage = json.loads((root / "run.json").read_text(encoding="utf-8"))["stages"].get("export")
+    path = root / str(stage) / name
+    if stage is None or not path.is_file():
+        raise ModelError(f"{model}: this run has exported no {name}; add it to export in its recipe and run it again")
+    return path
+
+
+def _reference(spec: str) -> Path:
+    """A file as it is; any other teacher spec as a float32 GGUF, made once and kept."""
+    path = Path(spec)
+    if (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file():
+        return path
+    if (path / "run.json").is_file():
+        return _file(spec, "teacher-f32.gguf")
+    from edgeslm.models.source import resolve
+
+    return as_gguf(resolve(spec, Path.cwd()), "f32")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """File names, with as many folders before them as tells them apart. Raises ModelError for a file given twice."""
+    whole = [path.resolve() for path in paths]
+    if len(set(whole)) != len(whole):
+        raise ModelError(f"{paths[[whole.count(p) > 1 for p in whole].index(True)]}: is given twice")
+    for depth in range(1, max(len(p.parts) for p in whole) + 1):
+        names = ["/".join(p.parts[-depth:]) for p in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(p) for p in whole]
+
+
+def positions(path: Path) -> int:
+    """The longest context a file was made for. Raises ModelError when it does not say."""
+    if path.suffix == ".gguf":
+        from edgeslm.models.gguf_file import read
+
+        metadata = read(path).metadata
+        found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    else:
+        found = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))["model"].get("context_length")
+    if not isinstance(found, int) or found < 2:
+        raise ModelError(f"{path.name}: does not say how long its context is; export it again")
+    return found
+
+
+def evaluate(models: Sequence[str], teacher: str | None, options: Options, progress: Progress) -> dict[str, Any]:
+    """The document of edgeslm.evaluate.study. Everything that can be refused is refused first."""
+    from edgeslm.data.text import documents
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate import prompted
+    from edgeslm.evaluate.closeness import windows
+    from edgeslm.evaluate.harness.run import Tasks
+    from edgeslm.evaluate.store import default_folder
+    from edgeslm.evaluate.study import Asked, Bench, study
+    from edgeslm.models.agreement import vocabulary_difference
+    from edgeslm.pipeline.stage import available_cores, digest
+    from edgeslm.recipe import expand
+
+    reference, students, paths = files_of(models, teacher, options.churn)
+    tokenizers = dict(zip([reference.name, *(s.name for s in students)], map(tokenizer_of, paths), strict=True))
+    tokenizer = tokenizers[reference.name]
+    for student in students:
+        if difference := vocabulary_difference(tokenizer, tokenizers[student.name]):
+            raise ModelError(f"{student.name} and {reference.name} cannot be compared: {difference}")
+    prompts = prompted.read(expand(options.prompts, Path.cwd())) if options.prompts else []
+    if prompts and not tokenizer.chat_template:
+        raise ModelError(f"{reference.name}: has no chat template, so prompts cannot be put to it; leave --prompts out")
+    chosen: list[list[int]] = []
+    judged: dict[str, Any] = {}
+    limits = {name: positions(path) for name, path in zip(tokenizers, paths, strict=True)}
+    if options.windows:
+        if options.context > min(limits.values()):
+            raise DataError(f"--context {options.context}: the files were made for {min(limits.values())} positions")
+        found = expand(options.text, Path.cwd())
+        share = -(-options.windows // len(found))
+        chosen = [w for ids in documents(found, tokenizer) for w in windows(ids, options.context, share)]
+        chosen = chosen[: options.windows]
+        judged = {"files": [p.name for p in found], "windows": len(chosen), "context": options.context}
+        judged["digest"] = digest(chosen)
+    tasks = Tasks(options.tasks, options.data, options.shots, options.limit) if options.tasks else None
+    with tempfile.TemporaryDirectory() as work:
+        return study(
+            reference,
+            students,
+            Asked(chosen, judged, begin_id(tokenizer), tasks, prompts, options.new, options.churn, options.chat),
+            tokenizers,
+            limits,
+            Bench(
+                LocalDevice(),
+                Path(work),
+                options.threads or available_cores(),
+                default_folder() if options.keep else None,
+                progress,
+            ),
+        )
+
+
+def gate(document: dict[str, Any], wanted: Sequence[Bound]) -> list[str]:
+    """One sentence for each bound that a student does not keep; a figure that is missing is not kept."""
+    from edgeslm.evaluate.study import gate_figures
+
+    broken = []
+    for student in (s["name"] for s in document["students"]):
+        figures = gate_figures(document, student)
+        for bound in wanted:
+            found = figures.get(bound.figure)
+            if found is None:
+                broken.append(f"{student}: {bound.figure} is not known, so {bound} does not hold")
+            elif not bound.holds(found):
+                broken.append(f"{student}: {bound.figure} is {found:.4g}, which is not {bound}")
+    return broken
+
+
+def lines(document: dict[str, Any]) -> list[str]:
+    """The document for a terminal, figures first."""
+    out = []
+    for m in map(Measurement.from_json, document.get("measurements", [])):
+        error = m.extra.get("standard_error")
+        spread = f" ± {error:.2g}" if error is not None and m.metric != "rms_delta_p" else ""
+        out.append(f"{m.where.artifact:32} {m.metric:18} {m.median:.4g}{spread}")
+    for student, kept in document.get("retention", {}).items():
+        out.append("")
+        out.append(f"{student:32} {'teacher':>9} {'student':>9} {'chance':>8}  retention")
+        for row in kept["tasks"]:
+            kept_share = (
+                "teacher at chance" if row["value"] is None else (f"{row['value']:.3f} ± {row['standard_error']:.3f}")
+            )
+            difference = "" if row["difference"] == "none" else f"  {row['difference']} (p {row['p']:.2g})"
+            out.append(
+                f"  {row['task']:30} {row['teacher']:9.3f} {row['student']:9.3f} {row['chance']:8.3f}  "
+                f"{kept_share}  n {row['items']}{difference}"
+            )
+        if kept["mean"] is not None:
+            out.append(f"  {'mean':58}  {kept['mean']:.3f} ± {kept['standard_error']:.3f}")
+    for name, figures in document.get("generation", {}).items():
+        shown = [f"{key} {value:.3g}" for key, value in figures.items() if isinstance(value, int | float)]
+        out += ["", f"{name}: answers", "  " + ", ".join(shown)]
+    for row in document.get("churn", []):
+        out += ["", f"{row['one']} beside {row['other']}"]
+        if "text" in row:
+            out.append("  text: " + ", ".join(f"{key} {value:.4g}" for key, value in row["text"].items()))
+        for task in row.get("tasks", []):
+            choice = task["choice_changes"]
+            changes = "" if choice is None else f"choices {100 * choice:.1f} % differ, "
+            out.append(f"  {task['task']}: {changes}scores {100 * task['score_changes']:.1f} % differ")
+    return out
