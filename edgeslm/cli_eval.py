@@ -127,8 +127,11 @@ def _reference(spec: str) -> Path:
 def _names(paths: Sequence[Path]) -> list[str]:
     """File names, with as many folders before them as tells them apart. Raises ModelError for a file given twice."""
     whole = [path.resolve() for path in paths]
+    if whole[0] in whole[1:]:  # a file beside itself: how much computing alone changes
+        others = _names(paths[1:])
+        return [paths[0].name + " (itself)", *others]
     if len(set(whole)) != len(whole):
-        raise ModelError(f"{paths[[whole.count(p) > 1 for p in whole].index(True)]}: is given twice")
+        raise ModelError(f"{next(p for p in paths if whole.count(p.resolve()) > 1)}: is given twice")
     for depth in range(1, max(len(p.parts) for p in whole) + 1):
         names = ["/".join(p.parts[-depth:]) for p in whole]
         if len(set(names)) == len(names):

@@ -68,7 +68,8 @@ def test_every_command_has_help():
 def test_eval_of_a_file_against_itself_is_zero(gguf, tmp_path):
     text = tmp_path / "judge.txt"
     text.write_text("Once there was a lighthouse that nobody had visited for years. " * 6, encoding="utf-8")
-    done = edgeslm("eval", gguf, "--teacher", gguf, "--text", text, "--context", 64, "--windows", 3, "--json")
+    options = ["--context", 64, "--windows", 3, "--no-cache", "--out", tmp_path / "out", "--json"]
+    done = edgeslm("eval", gguf, "--teacher", gguf, "--text", text, *options)
     assert done.returncode == 0, done.stderr
     found = {m["metric"]: m for m in json.loads(done.stdout)["measurements"]}
     assert abs(found["kl"]["values"][0]) < 1e-6 and found["top1_agreement"]["values"] == [1.0]

@@ -236,3 +236,12 @@ def test_a_runtime_that_dies_gives_no_score(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(likelihood, "execute", die)
     with pytest.raises(RuntimeFailure, match="SIGSEGV"):
         judge(Tasks(["piqa"], write(tmp_path / "data")), tmp_path)
+
+
+def test_the_chinese_items_that_ship_with_edgeslm(tmp_path: Path) -> None:
+    """Four different answers each, the right one at no fixed place, the whole of them asked."""
+    rows = [json.loads(line) for line in (local.OWN / "edgeslm_zh.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == 64 and all(len(set(r["choices"])) == 4 and 0 <= r["gold"] < 4 for r in rows)
+    assert all(8 <= sum(r["gold"] == g for r in rows) <= 24 for g in range(4))
+    (score,) = judge(Tasks(["edgeslm_zh"], None, limit=3), tmp_path)
+    assert len(score.items) == 3 and all(len(i.nats) == 4 for i in score.items)

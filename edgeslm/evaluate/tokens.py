@@ -70,7 +70,7 @@ def summary(
         {"from": first + b * width + 1, "to": min(first + (b + 1) * width, first + span)} | _part(arrays, buckets, b)
         for b in sorted(set(buckets))
     ]
-    order = sorted(set(classes), key=lambda c: -classes.count(c))
+    order = sorted(set(classes), key=lambda c: (-classes.count(c), c))
     found["by_class"] = [{"class": c} | _part(arrays, classes, c) for c in order]
     ranked = sorted(range(len(places)), key=lambda i: -arrays["kl"][i])[:worst]
     found["worst"] = [_worst(i, places[i], arrays, windows, tokenizer) for i in ranked]

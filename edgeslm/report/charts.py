@@ -132,7 +132,7 @@ def stacks(key: str, title: str, unit: str, groups: Sequence[tuple[str, Sequence
 def columns(key: str, title: str, values: Sequence[tuple[str, float, str, str]], x_name: str, y_name: str) -> str:
     """Upright bars: (label under it, value, kind, text to point at)."""
     n = len(values)
-    frame = Frame(0, n, min(0.0, *(v for _, v, _, _ in values)), 1.06 * max(v for _, v, _, _ in values) or 1.0)
+    frame = Frame(0, n, min(0.0, *(v for _, v, _, _ in values)), 1.06 * max(v for _, v, _, _ in values) or 1.0, top=30)
     every = max(1, -(-n // 8))
     ticks = [(i + 0.5, label) for i, (label, _, _, _) in enumerate(values) if i % every == 0]
     marks = frame.grid(x_name, y_name, ticks)

@@ -15,6 +15,7 @@ from typing import Any
 
 from edgeslm.errors import DataError
 
+OWN = Path(__file__).parents[2] / "assets" / "tasks"  # definitions and items that ship with edgeslm
 Row = dict[str, Any]
 LABELS = "ABCDEFGHIJ"
 ALIASES = {"openbookqa": ("openbook_qa",), "lambada_openai": ("lambada",)}
@@ -94,10 +95,12 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[Row], Row]]] = {
 }
 
 
-def file_of(task: str, folder: Path) -> Path | None:
-    """The task's file, None when the folder has none (the hub is asked then)."""
+def file_of(task: str, folder: Path | None) -> Path | None:
+    """The task's file in the user's folder, else one that ships with edgeslm; None when there is none (the hub is asked
+    then)."""
     names = (task, *ALIASES.get(task, ()))
-    return next((folder / f"{name}.jsonl" for name in names if (folder / f"{name}.jsonl").is_file()), None)
+    places = [place / f"{name}.jsonl" for place in (folder, OWN) if place is not None for name in names]
+    return next((path for path in places if path.is_file()), None)
 
 
 def rows_of(task: str, path: Path) -> list[Row]:

@@ -14,7 +14,7 @@ from typing import Any
 from edgeslm.artifact import Artifact, file_sha256
 from edgeslm.devices.base import Device
 from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.harness.local import TRAIN, file_of, rows_of
+from edgeslm.evaluate.harness.local import OWN, TRAIN, file_of, rows_of
 from edgeslm.evaluate.store import Store
 
 # the figure of an item that retention is taken of: the first of these that a task has
@@ -88,7 +88,7 @@ class Tasks:
                 self.tasks |= self._load(name, spec, folder)
 
     def _spec(self, name: str, folder: Path | None, shots: int) -> Any:
-        path = None if folder is None else file_of(name, folder)
+        path = file_of(name, folder)
         if path is None:
             return name
         splits: dict[str, list[dict[str, Any]]] = {"test": rows_of(name, path)}
@@ -206,10 +206,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 @cache
 def definitions() -> Any:
-    """lm-eval's index of all its tasks, read once a process (some seconds)."""
+    """lm-eval's index of all its tasks and ours, read once a process (some seconds)."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager()
+    return TaskManager(include_path=str(OWN))
 
 
 @contextlib.contextmanager
