@@ -23,30 +23,32 @@ def our_rows(
     runs: Path,
     threads: int,
     save: Callable[[Row], None],
-    done: Collection[tuple[str, int]] = (),
+    done: Collection[tuple[str, int, str]] = (),
 ) -> list[Row]:
     """One row for every rung {name: recipe} and seed. The recipe's teacher must be the ladder's float student: that is
-    checked by its weights. `overrides` are the recipe's (`teacher.model=...`)."""
+    checked by its weights. `overrides` are the recipe's (`teacher.model=...`). Rows named in `done` (rung, seed, hash
+    of what trains) are not made again."""
+    from edgeslm import recipe as recipes
+
     rows = []
     for rung, path in rungs.items():
         for seed in seeds:
-            if (rung, seed) not in done:
+            loaded = recipes.load(path, [*overrides, f"seed={seed}"])
+            if (rung, seed, loaded.training_hash) not in done:
                 row = {"rung": rung, "seed": seed, "recipe": path.name} | _row(
-                    path, [*overrides, f"seed={seed}"], student, windows, runs, threads
+                    loaded, path.parent, student, windows, runs, threads
                 )
                 rows.append(row)
                 save(row)
     return rows
 
 
-def _row(path: Path, overrides: list[str], student: Student, windows: Any, runs: Path, threads: int) -> Row:
-    from edgeslm import recipe as recipes
+def _row(loaded: Any, base: Path, student: Student, windows: Any, runs: Path, threads: int) -> Row:
     from edgeslm.pipeline.run import run
     from edgeslm.progress import Progress
     from edgeslm.quantize.frozen import Frozen
 
-    loaded = recipes.load(path, overrides)
-    root = run(loaded, path.parent, runs, Progress(), until="distill")
+    root = run(loaded, base, runs, Progress(), until="distill")
     record = json.loads((root / "run.json").read_text(encoding="utf-8"))
     folder = root / record["stages"]["distill"]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

@@ -41,12 +41,11 @@ def windows_of(paths: str, tokenizer: Any, context: int, count: int) -> list[lis
     return [w for ids in texts for w in windows(ids, context, share)][:count]
 
 
-def run(arguments: argparse.Namespace) -> Row:
-    """Every rival of one model. Returns the record that sums up; rows are recorded as they come."""
+def prepared(arguments: argparse.Namespace) -> tuple[Student, list[list[int]], list[str]]:
+    """(the float student as files, windows to judge by, a recipe's overrides that make it the teacher)."""
     import torch
 
-    from benchmarks.rivals import RIVALS
-    from benchmarks.rivals.student import float_student, identity
+    from benchmarks.rivals.student import float_student
     from edgeslm.models.load import load
     from edgeslm.models.source import DEFAULT_TEACHER, resolve
     from edgeslm.pipeline.stage import RUN, student_of
@@ -63,7 +62,19 @@ def run(arguments: argparse.Namespace) -> Row:
     training = windows_of(arguments.learn, loaded.tokenizer, context, -(-arguments.tokens // context))
     files = tuple(path.stem for path in expand([arguments.learn], Path.cwd()))
     student = float_student(loaded, name, arguments.work / name, calibration, files, training)
-    del loaded
+    overrides = [f"teacher.model={arguments.model}"] if arguments.model != DEFAULT_TEACHER else []
+    if arguments.tokenizer:
+        overrides.append(f"teacher.tokenizer={arguments.tokenizer.resolve()}")
+    return student, judged, [*overrides, f"threads={arguments.threads}"]
+
+
+def run(arguments: argparse.Namespace) -> Row:
+    """Every rival of one model. Returns the record that sums up; rows are recorded as they come."""
+    from benchmarks.rivals import RIVALS
+    from benchmarks.rivals.student import identity
+
+    student, judged, overrides = prepared(arguments)
+    name = student.name
     key = identity(student, judged)
     options = Options(arguments.threads, arguments.tokens, arguments.iterations, arguments.timeout)
     known = recorded(name, key)
@@ -88,19 +99,18 @@ def run(arguments: argparse.Namespace) -> Row:
     def save_ours(row: Row) -> None:
         record.append(NAME, {"kind": "ours", "model": name, "key": key} | row)
 
-    overrides = [f"teacher.model={arguments.model}"] if arguments.model != DEFAULT_TEACHER else []
-    if arguments.tokenizer:
-        overrides.append(f"teacher.tokenizer={arguments.tokenizer.resolve()}")
     our_rows(
         dict(arguments.ours),
         arguments.seeds,
-        [*overrides, f"threads={arguments.threads}"],
+        overrides,
         student,
         judged,
         arguments.runs,
         arguments.threads,
         save_ours,
-        done={(r["rung"], r["seed"]) for r in record.read(NAME) if r["kind"] == "ours" and r["key"] == key},
+        done={
+            (r["rung"], r["seed"], r["training"]) for r in record.read(NAME) if r["kind"] == "ours" and r["key"] == key
+        },
     )
     return summary(student, key, known + fresh, judged, arguments)
 
@@ -132,9 +142,15 @@ def recorded(model: str, key: str) -> list[Row]:
 
 
 def latest(records: list[Row]) -> dict[str, list[Row]]:
-    """{model: rows of its last key, rivals' and ours}"""
+    """{model: rows of its last key, rivals' and ours}; of each rung and seed of ours the last, whatever its recipe."""
     keys = {r["model"]: r["key"] for r in records if r["kind"] == "rival"}
-    return {m: [r for r in records if r["kind"] in ("rival", "ours") and r["key"] == k] for m, k in keys.items()}
+    found = {m: {_row_of(r): r for r in records if r["kind"] in ("rival", "ours") and r["key"] == k}
+             for m, k in keys.items()}  # fmt: skip
+    return {model: list(rows.values()) for model, rows in found.items()}
+
+
+def _row_of(row: Row) -> tuple[Any, ...]:
+    return ("ours", row["rung"], row["seed"]) if row["kind"] == "ours" else ("rival", row["rival"], row["name"])
 
 
 def figures(records: list[Row]) -> Row:
@@ -182,8 +198,8 @@ def _rung(text: str) -> tuple[str, Path]:
     return rung, Path(path)
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    from benchmarks.rivals import RIVALS
+def student_options(parser: argparse.ArgumentParser) -> None:
+    """Of `prepared`."""
     from edgeslm.models.source import DEFAULT_TEACHER
 
     parser.add_argument(
@@ -197,6 +213,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--calibration", type=int, default=24, help="windows for importance, GPTQ and auto-round")
     parser.add_argument("--tokens", type=int, default=131_072, help="that training rivals see: our own budget")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where recipes run")
+    parser.add_argument("--work", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    from benchmarks.rivals import RIVALS
+
+    student_options(parser)
     parser.add_argument("--iterations", type=int, default=200, help="of auto-round")
     parser.add_argument("--reach", type=float, default=0.25, help="make mixes down to this many bits below a budget")
     parser.add_argument("--match", default="", help="regular expression: only files whose name it finds")
@@ -206,10 +231,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--ours", nargs="*", type=_rung, default=[], metavar="RUNG=RECIPE", help="such as 4.5=FILE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where recipes run")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=7200.0, help="seconds, of one rival file")
-    parser.add_argument("--work", type=Path, default=Path("runs/ladder"))
 
 
 if __name__ == "__main__":

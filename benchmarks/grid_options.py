@@ -1,0 +1,90 @@
+"""What each option of `quantize` does for the shipped file: one recipe, one seed's data, one option changed at a time.
+
+    python -m benchmarks.grid_options --recipe recipes/stories15m-4.5bit.yaml --model SPEC      every arm, three seeds
+
+Each arm is the recipe with overrides; files are scored through llama.cpp against the unrounded float model, as the
+quality ladder's are. Rows are recorded as they come, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks import quality_ladder, record
+from benchmarks.ladder_ours import our_rows
+
+NAME = "grid_options"
+ARMS: dict[str, list[str]] = {
+    "as the recipe says": [],
+    "activations as llama.cpp rounds them": ["quantize.activations=llama.cpp"],
+    "activations not simulated": ["quantize.activations=null"],
+    "learned scales": ["quantize.scales={kind: learned}"],
+    "scales fitted again every 16 steps": ["quantize.scales={kind: refit, every: 16}"],
+    "nearest rounding": ["quantize.rounding=nearest"],
+    "no importance": ["quantize.importance=null", "quantize.rounding=nearest"],
+    "the teacher on the grid too": ["teacher.format=q4_0"],
+    "not trained": ["distill.train.steps=0"],
+}
+Row = dict[str, Any]
+
+
+def run(arguments: argparse.Namespace) -> Row:
+    from benchmarks.rivals.student import identity
+
+    student, judged, overrides = quality_ladder.prepared(arguments)
+    key = identity(student, judged)
+    base = {"recipe": arguments.recipe.name, "model": student.name, "key": key}
+    for arm in arguments.arms:
+
+        def save(row: Row, arm: str = arm) -> None:
+            record.append(NAME, {"kind": "row", "arm": arm, "changed": ARMS[arm]} | base | row)
+
+        our_rows(
+            {arm: arguments.recipe}, arguments.seeds, [*overrides, *ARMS[arm]], student, judged, arguments.runs,
+            arguments.threads, save,
+            done={(r["arm"], r["seed"]) for r in rows() if all(r[k] == v for k, v in base.items())},
+        )  # fmt: skip
+    return {"kind": "end", **base, "versions": record.versions("edgeslm", "torch", "transformers", "llama-cpp-python")}
+
+
+def rows() -> list[Row]:
+    return [r for r in record.read(NAME) if r["kind"] == "row"]
+
+
+def by_recipe(records: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """{recipe: {arm: rows of the last float model}}"""
+    found = [r for r in records if r["kind"] == "row"]
+    last = {r["recipe"]: r["key"] for r in found}
+    made: dict[str, dict[str, list[Row]]] = {}
+    for r in found:
+        if r["key"] == last[r["recipe"]]:
+            made.setdefault(r["recipe"], {}).setdefault(r["arm"], []).append(r)
+    return made
+
+
+def show(records: list[Row]) -> Row:
+    means: dict[str, dict[str, float]] = {}
+    for recipe, arms in by_recipe(records).items():
+        print(recipe)
+        for arm, found in arms.items():
+            kl = [r["kl"] for r in found]
+            means.setdefault(recipe, {})[arm] = statistics.fmean(kl)
+            trained = ", ".join(f"{r['curve'][-1]['kl']:.4f}" for r in found)
+            print(
+                f"  {arm:40} KL {', '.join(f'{v:.4f}' for v in kl)} (in training {trained}), {found[0]['bits']:.2f} bits"
+            )
+    return {"kl": means}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    quality_ladder.student_options(parser)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+
+
+if __name__ == "__main__":
+    record.main(NAME, run, show, options)
