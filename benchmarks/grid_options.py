@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> Row:
         our_rows(
             {arm: arguments.recipe}, arguments.seeds, [*overrides, *ARMS[arm]], student, judged, arguments.runs,
             arguments.threads, save,
-            done={(r["arm"], r["seed"]) for r in rows() if all(r[k] == v for k, v in base.items())},
+            done={(r["arm"], r["seed"], r["training"]) for r in rows() if all(r[k] == v for k, v in base.items())},
         )  # fmt: skip
     return {"kind": "end", **base, "versions": record.versions("edgeslm", "torch", "transformers", "llama-cpp-python")}
 
@@ -73,9 +73,8 @@ def show(records: list[Row]) -> Row:
             kl = [r["kl"] for r in found]
             means.setdefault(recipe, {})[arm] = statistics.fmean(kl)
             trained = ", ".join(f"{r['curve'][-1]['kl']:.4f}" for r in found)
-            print(
-                f"  {arm:40} KL {', '.join(f'{v:.4f}' for v in kl)} (in training {trained}), {found[0]['bits']:.2f} bits"
-            )
+            shipped = ", ".join(f"{v:.4f}" for v in kl)
+            print(f"  {arm:40} KL {shipped} (in training {trained}), {found[0]['bits']:.2f} bits")
     return {"kl": means}
 
 
