@@ -201,6 +201,24 @@ def show(records: list[Row]) -> Row:
     return headline(entry)
 
 
+def sentence(entry: Row) -> str:
+    """For the README."""
+    head, sides, kl = headline(entry), entry["items"]["sides"], entry["kl"]
+    low, high = kl["q8_0"], kl["q4_0"]
+    machine = entry["machine"]
+    return (
+        f"On {sides['torch']['items']:,} items of {len(sides['torch']['tasks'])} tasks the float32 teacher gets the "
+        f"same answer as through lm-eval's own transformers backend on {sides['torch']['agreement']:.2%} in torch and "
+        f"{sides['llama.cpp']['agreement']:.2%} as a GGUF in llama.cpp (largest difference of a choice "
+        f"{sides['llama.cpp']['largest_difference_nats']:.1g} nats). KL beside llama.cpp's perplexity tool on the same "
+        f"{kl['windows']} windows: Q4_0 {high['ours']['kl']:.4f} and {high['llama.cpp']['kl']:.4f} (ratio "
+        f"{head['kl_ratio']:.4f}), Q8_0 {low['ours']['kl']:.5f} and {low['llama.cpp']['kl']:.5f}. "
+        f"{entry['speed']['items']:,} multiple-choice items on a Q4_0 file of 135M weights take "
+        f"{min(entry['speed']['seconds']):.0f} s on {entry['threads']} threads ({machine['cpu']}), "
+        f"{head['items_per_minute']:.0f} a minute."
+    )
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of <task>.jsonl files")
     parser.add_argument("--model", help="the teacher (default: the embedded one)")

@@ -78,6 +78,19 @@ def show(records: list[Row]) -> Row:
     return {"kl": means}
 
 
+def table(records: list[Row]) -> str:
+    """Markdown: each arm's shipped KL, seed by seed, and its mean over that of the first arm."""
+    lines = ["| recipe | arm | KL, nats/token, by seed | in training | mean ÷ first arm's |", "|---|---|---|---|---|"]
+    for recipe, arms in by_recipe(records).items():
+        first = statistics.fmean(r["kl"] for r in next(iter(arms.values())))
+        for arm, found in arms.items():
+            shipped = ", ".join(f"{r['kl']:.4f}" for r in found)
+            trained = ", ".join(f"{r['curve'][-1]['kl']:.4f}" for r in found)
+            share = statistics.fmean(r["kl"] for r in found) / first
+            lines.append(f"| {recipe.removesuffix('.yaml')} | {arm} | {shipped} | {trained} | {share:.2f} |")
+    return "\n".join(lines)
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     quality_ladder.student_options(parser)
     parser.add_argument("--recipe", type=Path, required=True)

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    evaluation,
     grid_cost,
+    grid_options,
     load_gguf,
     picture,
     quality_ladder,
     quickstart,
     quickstart_controls,
     record,
+    retention,
     train_step,
 )
 from benchmarks.rivals.rows import best_rival
@@ -160,6 +163,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "ladder": ladder_table,
     "grids": grids_table,
+    "options": lambda: grid_options.table(record.read(grid_options.NAME)),
+    "retention": lambda: retention.table(record.read(retention.NAME)),
+    "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
 }
 
 
