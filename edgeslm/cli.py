@@ -178,7 +178,6 @@ def evaluate(
     """
     from edgeslm import cli_eval
     from edgeslm.progress import Progress
-    from edgeslm.report.evaluation import render
 
     options = cli_eval.Options(
         text=tuple(text or (cli_eval.OWN_TEXT,)),
@@ -195,15 +194,10 @@ def evaluate(
         threads=threads,
         keep=not no_cache,
     )
-    wanted = cli_eval.bounds(at_least or [], at_most or [])
-    cli_eval.refuse_unknown_figures(wanted, options)
+    bounds = cli_eval.bounds(at_least or [], at_most or [], options)
     document = cli_eval.evaluate(models, teacher, options, Progress(quiet or as_json))
-    document["gate"] = {"bounds": [str(b) for b in wanted], "broken": cli_eval.gate(document, wanted)}
-    files = render(document, out or Path("runs") / f"eval-{Path(document['students'][0]['name']).stem}")
-    if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
-    else:
-        typer.echo("\n".join([*cli_eval.lines(document), "", *map(str, files)]))
+    shown = cli_eval.finish(document, bounds, out, as_json)
+    typer.echo(shown)
     for sentence in document["gate"]["broken"]:
         typer.echo(f"gate: {sentence}", err=True)
     _tell(document["problems"])

@@ -56,8 +56,9 @@ class Bound:
         return f"{self.figure} {'at least' if self.least else 'at most'} {self.value:g}"
 
 
-def bounds(at_least: Sequence[str], at_most: Sequence[str]) -> list[Bound]:
-    """`name=number` texts. Raises DataError."""
+def bounds(at_least: Sequence[str], at_most: Sequence[str], options: Options) -> list[Bound]:
+    """`name=number` texts. Raises DataError, also for a figure that this evaluation will not give: such a gate would
+    never close."""
     found = []
     for texts, least in ((at_least, True), (at_most, False)):
         for text in texts:
@@ -70,20 +71,16 @@ def bounds(at_least: Sequence[str], at_most: Sequence[str]) -> list[Bound]:
                 flag = "--at-least" if least else "--at-most"
                 raise DataError(f"{flag} {text}: is no NAME=NUMBER, such as retention=0.95")
             found.append(Bound(name, value, least))
-    return found
-
-
-def refuse_unknown_figures(wanted: Sequence[Bound], options: Options) -> None:
-    """A gate on a figure that this evaluation will not give would never close. Raises DataError."""
     known = set(FIGURES if options.windows else ())
     if options.tasks:
         known |= {"retention", *options.tasks, *(f"retention.{task}" for task in options.tasks)}
-    for bound in wanted:
+    for bound in found:
         if bound.figure not in known and not (options.prompts and bound.figure.startswith("answers.")):
             raise DataError(
                 f"the gate names '{bound.figure}', which this evaluation does not give; it gives "
                 f"{', '.join(sorted(known))}{', answers.<figure>' if options.prompts else ''}"
             )
+    return found
 
 
 def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[Artifact, list[Artifact], list[Path]]:
@@ -219,6 +216,17 @@ def gate(document: dict[str, Any], wanted: Sequence[Bound]) -> list[str]:
             elif not bound.holds(found):
                 broken.append(f"{student}: {bound.figure} is {found:.4g}, which is not {bound}")
     return broken
+
+
+def finish(document: dict[str, Any], wanted: Sequence[Bound], out: Path | None, as_json: bool) -> str:
+    """Puts the gate into the document, writes the report, and returns what the command prints."""
+    from edgeslm.report.evaluation import render
+
+    document["gate"] = {"bounds": [str(b) for b in wanted], "broken": gate(document, wanted)}
+    files = render(document, out or Path("runs") / f"eval-{Path(document['students'][0]['name']).stem}")
+    if as_json:
+        return json.dumps(document, indent=1, allow_nan=False)
+    return "\n".join([*lines(document), "", *map(str, files)])
 
 
 def lines(document: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ TORCH_FREE |= {
     "report",
     "cli",
     "cli_actions",
+    "cli_eval",
     "cli_plan",
     "doctor",
 }

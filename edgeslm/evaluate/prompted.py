@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeslm.artifact import Artifact
 from edgeslm.data.chat import json_lines, template_ids
-from edgeslm.errors import DataError
+from edgeslm.errors import DataError, EdgeSLMError
 from edgeslm.evaluate.checks import checked, followed
 from edgeslm.evaluate.generate import Request, Written, generate
 from edgeslm.evaluate.likelihood import likelihoods
@@ -65,16 +65,24 @@ def compare(
     new: int,
     where: Callable[[Artifact], dict[str, Any]],
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """[{"prompt", "checks", "answers": [{"artifact", ...}]}], the teacher's answer first. `where(artifact)` gives the
-    keyword arguments of generate and likelihoods for it. Raises RuntimeFailure, DeviceError."""
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """([{"prompt", "checks", "answers": [{"artifact", ...}]}], problems), the teacher's answer first. `where(artifact)`
+    gives the keyword arguments of generate and likelihoods for it. A student that fails becomes a problem and is left
+    out; without its teacher nothing can be said, so that raises RuntimeFailure, DeviceError."""
     asked = [Request(template_ids(tokenizer, p.messages, answer=True), new) for p in prompts]
     special = set(tokenizer.all_special_ids)
     rows: list[dict[str, Any]] = [{"prompt": p.text, "checks": p.checks, "answers": []} for p in prompts]
+    problems: list[dict[str, str]] = []
     for artifact in (teacher, *students):
         tell = None if on_progress is None else (lambda d, t, name=artifact.name: on_progress(name, d, t))
-        written = generate(artifact, tokenizer, asked, on_progress=tell, **where(artifact))
-        nats = _by_teacher(teacher, asked, written, where)
+        try:
+            written = generate(artifact, tokenizer, asked, on_progress=tell, **where(artifact))
+            nats = _by_teacher(teacher, asked, written, where)
+        except EdgeSLMError as error:
+            if artifact is teacher:
+                raise
+            problems.append({"artifact": artifact.name, "what": str(error)})
+            continue
         for row, prompt, one, value in zip(rows, prompts, written, nats, strict=True):
             row["answers"].append(
                 {
@@ -88,7 +96,7 @@ def compare(
                     "teacher_nats_per_token": value,
                 }
             )
-    return rows
+    return rows, problems
 
 
 def _by_teacher(

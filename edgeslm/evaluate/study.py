@@ -55,6 +55,38 @@ class Bench:
     progress: Progress
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the parts of a study share. `tokenizers`, `limits` {file's name: ...}, `stores` {sha256: store}; `problems`
+    collects what went wrong."""
+
+    teacher: Artifact
+    students: tuple[Artifact, ...]
+    asked: Asked
+    tokenizers: dict[str, Any]
+    limits: dict[str, int]
+    bench: Bench
+    stores: dict[str, Store]
+    problems: list[dict[str, str]]
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        return (self.teacher, *self.students)
+
+    def where(self, artifact: Artifact) -> dict[str, Any]:
+        """Keyword arguments of likelihoods and generate."""
+        bench = self.bench
+        return {
+            "threads": bench.threads,
+            "device": bench.device,
+            "workdir": bench.workdir,
+            "store": self.stores[artifact.sha256],
+        }
+
+    def fail(self, part: str, artifact: str, what: str) -> None:
+        self.problems.append({"part": part, "artifact": artifact, "what": what})
+
+
 def study(
     teacher: Artifact,
     students: Sequence[Artifact],
@@ -63,24 +95,25 @@ def study(
     limits: dict[str, int],
     bench: Bench,
 ) -> Document:
-    """`tokenizers` {artifact name: tokenizer}. The document's parts are named as in this module's functions."""
-    problems: list[dict[str, str]] = []
+    """`tokenizers` {artifact name: tokenizer}, `limits` {artifact name: longest context}. The document's parts are
+    those that the functions below name."""
+    stores = {a.sha256: Store(bench.kept, a.sha256) for a in (teacher, *students)}
+    work = _Work(teacher, tuple(students), asked, tokenizers, limits, bench, stores, [])
     document: Document = {
         "schema": SCHEMA,
         "teacher": _named(teacher),
         "students": [_named(s) for s in students],
-        "problems": problems,
+        "problems": work.problems,
     }
-    stores = {a.sha256: Store(bench.kept, a.sha256) for a in (teacher, *students)}
     try:
         if asked.windows:
-            document |= _text(teacher, students, asked, tokenizers[teacher.name], bench, stores, problems)
+            document |= _text(work)
         if asked.tasks is not None:
-            document |= _tasks(teacher, students, asked, tokenizers, limits, bench, stores, problems)
+            document |= _tasks(work, asked.tasks)
         if asked.prompts:
-            document |= _prompts(teacher, students, asked, tokenizers[teacher.name], bench, stores, problems)
+            document |= _prompts(work)
         if asked.churn:
-            document["churn"] = _churn((teacher, *students), asked, document, bench, stores, problems)
+            document["churn"] = _churn(work, document)
     finally:
         for store in stores.values():
             store.close()
@@ -91,37 +124,36 @@ def _named(artifact: Artifact) -> dict[str, Any]:
     return {**artifact.to_json(), "path": artifact.path.name, "bits_per_weight": artifact.bits_per_weight}
 
 
-def _text(teacher, students, asked, tokenizer, bench, stores, problems) -> Document:
-    """`judged`, `measurements` and per student `tokens`: closeness on text."""
-    found = _scores(teacher, students, asked, bench, stores, problems)
+def _text(work: _Work) -> Document:
+    """`judged`, `measurements` and per file `tokens`: closeness on text."""
+    found = _scores(work, work.teacher, work.students)
     measurements: list[Measurement] = []
     described = {}
-    first = max(map(len, asked.windows)) // 2
-    fed = with_begin(asked.windows, asked.bos_id)
-    for artifact in (teacher, *students):
+    fed = with_begin(work.asked.windows, work.asked.bos_id)
+    first = max(map(len, fed)) // 2
+    for artifact in work.files:
         if artifact.name in found:
-            measurements += measured(found[artifact.name], teacher.name)
-            described[artifact.name] = tokens.summary(found[artifact.name], fed, first, tokenizer)
+            scores = found[artifact.name]
+            measurements += measured(scores, work.teacher.name)
+            described[artifact.name] = tokens.summary(scores, fed, first, work.tokenizers[work.teacher.name])
     return {
-        "judged": asked.judged,
+        "judged": work.asked.judged,
         "measurements": [m.to_json() for m in measurements],
         "tokens": described,
     }
 
 
-def _scores(reference, candidates, asked, bench, stores, problems) -> dict[str, Scores]:
+def _scores(work: _Work, reference: Artifact, candidates: Sequence[Artifact]) -> dict[str, Scores]:
     """{artifact name: its scores beside the reference}, from the stores or computed now."""
-    every = (reference, *candidates)
+    asked, bench = work.asked, work.bench
     keys = {
-        a.sha256: key_of(
-            "score", conditions(a), asked.windows, asked.bos_id, None if a is reference else reference.sha256
-        )
-        for a in every
+        a.name: key_of("score", conditions(a), asked.windows, asked.bos_id, a is reference or reference.sha256)
+        for a in (reference, *candidates)
     }
     found: dict[str, Scores] = {}
-    for artifact in every:
-        kept = stores[artifact.sha256].get([keys[artifact.sha256]])
-        if scores := _revived(kept.get(keys[artifact.sha256]), artifact):
+    for artifact in (reference, *candidates):
+        key = keys[artifact.name]
+        if scores := _revived(work.stores[artifact.sha256].get([key]).get(key), artifact):
             found[artifact.name] = scores
     missing = [a for a in candidates if a.name not in found]
     if not missing and reference.name in found:
@@ -130,11 +162,11 @@ def _scores(reference, candidates, asked, bench, stores, problems) -> dict[str, 
     def keep(artifact: Artifact, scores: Scores) -> None:
         arrays = {name: values.tolist() for name, values in scores.arrays.items()}
         value = {"where": asdict(scores.where), "arrays": arrays, "note": scores.note}
-        stores[artifact.sha256].put({keys[artifact.sha256]: value})
+        work.stores[artifact.sha256].put({keys[artifact.name]: value})
         found[artifact.name] = scores
 
+    order = [reference.name, *(a.name for a in missing)]
     with bench.progress.task("text", 100.0, "%") as task, scratch(bench.workdir) as folder:
-        order = [reference.name, *(a.name for a in missing)]
         _, wrong = evaluate(
             reference,
             missing,
@@ -146,11 +178,13 @@ def _scores(reference, candidates, asked, bench, stores, problems) -> dict[str, 
             on_arrays=keep,
             on_progress=lambda name, d, t: task.reach(100 * (order.index(name) + d / t) / len(order), 100),
         )
-    problems += [{"part": "text", **p} for p in wrong]
+    for p in wrong:
+        work.fail("text", p["artifact"], p["what"])
     return found
 
 
 def _revived(value: Any, artifact: Artifact) -> Scores | None:
+    """What a store kept; None when it is not there or not whole."""
     import numpy as np
 
     try:
@@ -161,32 +195,31 @@ def _revived(value: Any, artifact: Artifact) -> Scores | None:
         return None
 
 
-def _tasks(teacher, students, asked, tokenizers, limits, bench, stores, problems) -> Document:
+def _tasks(work: _Work, tasks: Tasks) -> Document:
     """`tasks` {file: [TaskScore]}, `retention` {student: tasks and mean}, `calibration` {file: {task: error}}."""
     found: dict[str, list[TaskScore]] = {}
-    for artifact in (teacher, *students):
-        with bench.progress.task(f"tasks: {artifact.name}", 100.0, "%") as task:
+    for artifact in work.files:
+        with work.bench.progress.task(f"tasks: {artifact.name}", 100.0, "%") as task:
+
+            def tell(done: int, total: int, task: Any = task) -> None:
+                task.reach(100 * done / total, 100)
+
             try:
-                found[artifact.name] = asked.tasks.judge(
+                found[artifact.name] = tasks.judge(
                     artifact,
-                    tokenizers[artifact.name],
-                    limits[artifact.name],
-                    **_where(artifact, bench, stores),
-                    on_progress=lambda d, t, task=task: task.reach(100 * d / t, 100),
-                    chat=asked.chat,
+                    work.tokenizers[artifact.name],
+                    work.limits[artifact.name],
+                    **work.where(artifact),
+                    on_progress=tell,
+                    chat=work.asked.chat,
                 )
             except EdgeSLMError as error:
-                problems.append({"part": "tasks", "artifact": artifact.name, "what": str(error)})
+                work.fail("tasks", artifact.name, str(error))
     kept: dict[str, Any] = {}
-    for student in students:
-        if student.name in found and teacher.name in found:
-            each = [retention(s, t) for s, t in zip(found[student.name], found[teacher.name], strict=True)]
-            mean = mean_retention(each)
-            kept[student.name] = {
-                "tasks": [r.to_json() for r in each],
-                "mean": mean[0] if mean else None,
-                "standard_error": mean[1] if mean else None,
-            }
+    for student in (s.name for s in work.students if s.name in found and work.teacher.name in found):
+        each = [retention(s, t) for s, t in zip(found[student], found[work.teacher.name], strict=True)]
+        mean, spread = mean_retention(each) or (None, None)
+        kept[student] = {"tasks": [r.to_json() for r in each], "mean": mean, "standard_error": spread}
     sure = {
         name: {s.task: c for s in scores if (c := calibration(s.items)) is not None} for name, scores in found.items()
     }
@@ -197,60 +230,43 @@ def _tasks(teacher, students, asked, tokenizers, limits, bench, stores, problems
     }
 
 
-def _where(artifact: Artifact, bench: Bench, stores: dict[str, Store]) -> dict[str, Any]:
-    return {
-        "threads": bench.threads,
-        "device": bench.device,
-        "workdir": bench.workdir,
-        "store": stores[artifact.sha256],
-    }
-
-
-def _prompts(teacher, students, asked, tokenizer, bench, stores, problems) -> Document:
-    """`answers` side by side and `generation`, their figures. A student that fails is left out, with its problem."""
-
-    def write(some: Sequence[Artifact]) -> list[dict[str, Any]]:
-        with bench.progress.task("answers", 100.0, "%") as task:
-            order = [teacher.name, *(a.name for a in some)]
-            return prompted.compare(
+def _prompts(work: _Work) -> Document:
+    """`answers` side by side and `generation`, their figures."""
+    teacher, asked = work.teacher, work.asked
+    order = [a.name for a in work.files]
+    with work.bench.progress.task("answers", 100.0, "%") as task:
+        try:
+            rows, wrong = prompted.compare(
                 teacher,
-                some,
+                work.students,
                 asked.prompts,
-                tokenizer,
+                work.tokenizers[teacher.name],
                 new=asked.new,
-                where=lambda artifact: _where(artifact, bench, stores),
+                where=work.where,
                 on_progress=lambda name, d, t: task.reach(100 * (order.index(name) + d / t) / len(order), 100),
             )
-
-    sound: list[Artifact] = []
-    for student in students:  # alone first: what it wrote is in its store, so nothing is written twice
-        try:
-            write([student])
-            sound.append(student)
         except EdgeSLMError as error:
-            problems.append({"part": "answers", "artifact": student.name, "what": str(error)})
-    if not sound:
-        return {}
-    rows = write(sound)
+            work.fail("answers", teacher.name, str(error))
+            return {}
+    for p in wrong:
+        work.fail("answers", p["artifact"], p["what"])
     return {"answers": rows, "generation": prompted.totals(rows)}
 
 
-def _churn(files, asked, document, bench, stores, problems) -> list[dict[str, Any]]:
+def _churn(work: _Work, document: Document) -> list[dict[str, Any]]:
     """Of every pair of files: how often they disagree (codistillation, arXiv:1804.03235, section 3.4, calls it
     prediction churn), on the text token by token and on the tasks item by item."""
     found = []
-    for one, other in itertools.combinations(files, 2):
+    for one, other in itertools.combinations(work.files, 2):
         row: dict[str, Any] = {"one": one.name, "other": other.name}
-        if asked.windows:
-            scores = _scores(one, [other], asked, bench, stores, problems).get(other.name)
-            if scores is not None:
-                arrays = scores.arrays
-                row["text"] = {
-                    "tokens": len(arrays["kl"]),
-                    "kl": float(arrays["kl"].mean()),
-                    "top1_changes": float((arrays["top1"] != arrays["reference_top1"]).mean()),
-                    "mean_absolute_delta_p": float(abs(arrays["delta_p"]).mean()),
-                }
+        if work.asked.windows and (scores := _scores(work, one, [other]).get(other.name)) is not None:
+            arrays = scores.arrays
+            row["text"] = {
+                "tokens": len(arrays["kl"]),
+                "kl": float(arrays["kl"].mean()),
+                "top1_changes": float((arrays["top1"] != arrays["reference_top1"]).mean()),
+                "mean_absolute_delta_p": float(abs(arrays["delta_p"]).mean()),
+            }
         scored = document.get("tasks", {})
         if one.name in scored and other.name in scored:
             both = [[TaskScore.from_json(s) for s in scored[name]] for name in (one.name, other.name)]
