@@ -55,13 +55,13 @@ def rows() -> list[Row]:
 
 
 def by_recipe(records: list[Row]) -> dict[str, dict[str, list[Row]]]:
-    """{recipe: {arm: rows of the last float model}}"""
+    """{recipe: {arm: rows of the last float model, one a seed}}"""
     found = [r for r in records if r["kind"] == "row"]
     last = {r["recipe"]: r["key"] for r in found}
+    newest = {(r["recipe"], r["arm"], r["seed"]): r for r in found if r["key"] == last[r["recipe"]]}
     made: dict[str, dict[str, list[Row]]] = {}
-    for r in found:
-        if r["key"] == last[r["recipe"]]:
-            made.setdefault(r["recipe"], {}).setdefault(r["arm"], []).append(r)
+    for (recipe, arm, _), r in newest.items():
+        made.setdefault(recipe, {}).setdefault(arm, []).append(r)
     return made
 
 

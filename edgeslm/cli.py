@@ -152,7 +152,10 @@ def evaluate(
         Path | None, typer.Option(help="Folder of <task>.jsonl files; without it tasks ask the hub.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Examples before each item.")] = 0,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each item; each task's own number by default.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=16, help="Cut contexts to this many tokens.")] = None,
     chat_template: Annotated[bool, typer.Option("--chat-template", help="Put tasks as chat turns.")] = False,
     prompts: Annotated[
         list[str] | None,
@@ -187,6 +190,7 @@ def evaluate(
         data=data,
         limit=limit,
         shots=shots,
+        max_length=max_length,
         chat=chat_template,
         prompts=tuple(cli_eval.OWN_PROMPTS if p == "own" else p for p in prompts or ()),
         new=new_tokens,
@@ -194,10 +198,9 @@ def evaluate(
         threads=threads,
         keep=not no_cache,
     )
-    bounds = cli_eval.bounds(at_least or [], at_most or [], options)
-    document = cli_eval.evaluate(models, teacher, options, Progress(quiet or as_json))
-    shown = cli_eval.finish(document, bounds, out, as_json)
-    typer.echo(shown)
+    bounds = cli_eval.bounds(at_least or [], at_most or [])
+    document = cli_eval.evaluate(models, teacher, options, Progress(quiet or as_json), bounds)
+    typer.echo(cli_eval.finish(document, bounds, models, out, as_json))
     for sentence in document["gate"]["broken"]:
         typer.echo(f"gate: {sentence}", err=True)
     _tell(document["problems"])
@@ -320,7 +323,11 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         if leaving.code == 130:  # Ctrl-C, which typer turns into a silent exit
-            kept = "; what was finished is kept, the same command goes on from there" if "run" in sys.argv[1:2] else ""
+            kept = (
+                "; what was finished is kept, the same command goes on from there"
+                if sys.argv[1:2] in (["run"], ["eval"])
+                else ""
+            )
             typer.echo(f"stopped{kept}", err=True)
         raise
     except OSError as error:

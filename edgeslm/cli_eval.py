@@ -32,7 +32,8 @@ class Options:
     tasks: tuple[str, ...] = ()
     data: Path | None = None
     limit: int | None = None
-    shots: int = 0
+    shots: int | None = None
+    max_length: int | None = None
     chat: bool = False
     prompts: tuple[str, ...] = ()
     new: int = 128
@@ -56,9 +57,8 @@ class Bound:
         return f"{self.figure} {'at least' if self.least else 'at most'} {self.value:g}"
 
 
-def bounds(at_least: Sequence[str], at_most: Sequence[str], options: Options) -> list[Bound]:
-    """`name=number` texts. Raises DataError, also for a figure that this evaluation will not give: such a gate would
-    never close."""
+def bounds(at_least: Sequence[str], at_most: Sequence[str]) -> list[Bound]:
+    """`name=number` texts. Raises DataError."""
     found = []
     for texts, least in ((at_least, True), (at_most, False)):
         for text in texts:
@@ -71,16 +71,23 @@ def bounds(at_least: Sequence[str], at_most: Sequence[str], options: Options) ->
                 flag = "--at-least" if least else "--at-most"
                 raise DataError(f"{flag} {text}: is no NAME=NUMBER, such as retention=0.95")
             found.append(Bound(name, value, least))
+    return found
+
+
+def refuse_unknown_figures(wanted: Sequence[Bound], options: Options, tasks: Sequence[str]) -> None:
+    """A gate on a figure that this evaluation will not give would never hold. Raises DataError."""
+    from edgeslm.evaluate.prompted import DUELS
+    from edgeslm.evaluate.prompted import FIGURES as ANSWERS
+
     known = set(FIGURES if options.windows else ())
-    if options.tasks:
-        known |= {"retention", *options.tasks, *(f"retention.{task}" for task in options.tasks)}
-    for bound in found:
-        if bound.figure not in known and not (options.prompts and bound.figure.startswith("answers.")):
+    known |= {"retention", *tasks, *(f"retention.{task}" for task in tasks)} if tasks else set()
+    known |= {f"answers.{figure}" for figure in (*ANSWERS, *DUELS)} if options.prompts else set()
+    for bound in wanted:
+        if bound.figure not in known:
             raise DataError(
                 f"the gate names '{bound.figure}', which this evaluation does not give; it gives "
-                f"{', '.join(sorted(known))}{', answers.<figure>' if options.prompts else ''}"
+                f"{', '.join(sorted(known)) or 'nothing'}"
             )
-    return found
 
 
 def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[Artifact, list[Artifact], list[Path]]:
@@ -102,11 +109,22 @@ def _file(model: str, name: str) -> Path:
     root = Path(model)
     if not (root / "run.json").is_file():
         return root
-    stage = json.loads((root / "run.json").read_text(encoding="utf-8"))["stages"].get("export")
+    stage = _json(root / "run.json", "run the recipe again").get("stages", {}).get("export")
     path = root / str(stage) / name
     if stage is None or not path.is_file():
         raise ModelError(f"{model}: this run has exported no {name}; add it to export in its recipe and run it again")
     return path
+
+
+def _json(path: Path, remedy: str) -> dict[str, Any]:
+    """Raises ModelError when the file holds no JSON object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: is damaged ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: is damaged (no JSON object); {remedy}")
+    return found
 
 
 def _reference(spec: str) -> Path:
@@ -144,23 +162,23 @@ def positions(path: Path) -> int:
         metadata = read(path).metadata
         found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     else:
-        found = json.loads((path / "genai_config.json").read_text(encoding="utf-8"))["model"].get("context_length")
+        found = _json(path / "genai_config.json", "export it again").get("model", {}).get("context_length")
     if not isinstance(found, int) or found < 2:
         raise ModelError(f"{path.name}: does not say how long its context is; export it again")
     return found
 
 
-def evaluate(models: Sequence[str], teacher: str | None, options: Options, progress: Progress) -> dict[str, Any]:
+def evaluate(
+    models: Sequence[str], teacher: str | None, options: Options, progress: Progress, wanted: Sequence[Bound] = ()
+) -> dict[str, Any]:
     """The document of edgeslm.evaluate.study. Everything that can be refused is refused first."""
-    from edgeslm.data.text import documents
     from edgeslm.devices.local import LocalDevice
     from edgeslm.evaluate import prompted
-    from edgeslm.evaluate.closeness import windows
     from edgeslm.evaluate.harness.run import Tasks
     from edgeslm.evaluate.store import default_folder
     from edgeslm.evaluate.study import Asked, Bench, study
     from edgeslm.models.agreement import vocabulary_difference
-    from edgeslm.pipeline.stage import available_cores, digest
+    from edgeslm.pipeline.stage import available_cores
     from edgeslm.recipe import expand
 
     reference, students, paths = files_of(models, teacher, options.churn)
@@ -169,22 +187,16 @@ def evaluate(models: Sequence[str], teacher: str | None, options: Options, progr
     for student in students:
         if difference := vocabulary_difference(tokenizer, tokenizers[student.name]):
             raise ModelError(f"{student.name} and {reference.name} cannot be compared: {difference}")
-    prompts = prompted.read(expand(options.prompts, Path.cwd())) if options.prompts else []
-    if prompts and not tokenizer.chat_template:
-        raise ModelError(f"{reference.name}: has no chat template, so prompts cannot be put to it; leave --prompts out")
-    chosen: list[list[int]] = []
-    judged: dict[str, Any] = {}
     limits = {name: positions(path) for name, path in zip(tokenizers, paths, strict=True)}
-    if options.windows:
-        if options.context > min(limits.values()):
-            raise DataError(f"--context {options.context}: the files were made for {min(limits.values())} positions")
-        found = expand(options.text, Path.cwd())
-        share = -(-options.windows // len(found))
-        chosen = [w for ids in documents(found, tokenizer) for w in windows(ids, options.context, share)]
-        chosen = chosen[: options.windows]
-        judged = {"files": [p.name for p in found], "windows": len(chosen), "context": options.context}
-        judged["digest"] = digest(chosen)
+    if options.max_length is not None:
+        limits = {name: min(limit, options.max_length) for name, limit in limits.items()}
+    prompts = prompted.read(expand(options.prompts, Path.cwd())) if options.prompts else []
+    if prompts or options.chat:
+        _refuse_templates(tokenizers, reference.name)
+    prompted.refuse_too_long(prompts, tokenizer, options.new, min(limits.values()))
+    chosen, judged = _windows(options, tokenizer, min(limits.values()))
     tasks = Tasks(options.tasks, options.data, options.shots, options.limit) if options.tasks else None
+    refuse_unknown_figures(wanted, options, list(tasks.tasks) if tasks else [])
     with tempfile.TemporaryDirectory() as work:
         return study(
             reference,
@@ -200,6 +212,42 @@ def evaluate(models: Sequence[str], teacher: str | None, options: Options, progr
                 progress,
             ),
         )
+
+
+def _windows(options: Options, tokenizer: Any, limit: int) -> tuple[list[list[int]], dict[str, Any]]:
+    """(windows to judge by, what they were cut from), both empty when text is left out. Raises DataError."""
+    from edgeslm.data.text import documents
+    from edgeslm.evaluate.closeness import windows
+    from edgeslm.pipeline.stage import digest
+    from edgeslm.recipe import expand
+
+    if not options.windows:
+        return [], {}
+    if options.context > limit:
+        raise DataError(f"--context {options.context}: the files were made for {limit} positions")
+    found = expand(options.text, Path.cwd())
+    share = -(-options.windows // len(found))
+    chosen = [w for ids in documents(found, tokenizer) for w in windows(ids, options.context, share)][: options.windows]
+    judged = {"files": [p.name for p in found], "windows": len(chosen), "context": options.context}
+    return chosen, judged | {"digest": digest(chosen)}
+
+
+def _refuse_templates(tokenizers: dict[str, Any], reference: str) -> None:
+    """Raises ModelError for a file without a chat template, or whose template puts the same turns differently."""
+    from edgeslm.data.chat import template_ids
+
+    turns = [{"role": "user", "content": "Hello  there."}, {"role": "assistant", "content": "Hi!"}]
+    for name, tokenizer in tokenizers.items():
+        if not tokenizer.chat_template:
+            raise ModelError(f"{name}: has no chat template, so nothing can be put to it as a chat; leave prompts out")
+        for messages in (turns[:1], [*turns, {"role": "user", "content": "Bye."}]):
+            if template_ids(tokenizer, messages, answer=True) != template_ids(
+                tokenizers[reference], messages, answer=True
+            ):
+                raise ModelError(
+                    f"{name}: its chat template does not put turns as {reference}'s does; export it again with the "
+                    "teacher's tokenizer"
+                )
 
 
 def gate(document: dict[str, Any], wanted: Sequence[Bound]) -> list[str]:
@@ -218,14 +266,19 @@ def gate(document: dict[str, Any], wanted: Sequence[Bound]) -> list[str]:
     return broken
 
 
-def finish(document: dict[str, Any], wanted: Sequence[Bound], out: Path | None, as_json: bool) -> str:
-    """Puts the gate into the document, writes the report, and returns what the command prints."""
+def finish(
+    document: dict[str, Any], wanted: Sequence[Bound], models: Sequence[str], out: Path | None, as_json: bool
+) -> str:
+    """Puts the gate into the document, writes the report (to runs/eval-<first model> by default), and returns what the
+    command prints."""
     from edgeslm.report.evaluation import render
+    from edgeslm.report.page import strict
 
     document["gate"] = {"bounds": [str(b) for b in wanted], "broken": gate(document, wanted)}
-    files = render(document, out or Path("runs") / f"eval-{Path(document['students'][0]['name']).stem}")
+    named = Path(models[0]).resolve()
+    files = render(document, out or Path("runs") / f"eval-{named.stem if named.suffix == '.gguf' else named.name}")
     if as_json:
-        return json.dumps(document, indent=1, allow_nan=False)
+        return json.dumps(strict(document), indent=1, allow_nan=False)
     return "\n".join([*lines(document), "", *map(str, files)])
 
 
@@ -249,7 +302,10 @@ def lines(document: dict[str, Any]) -> list[str]:
                 f"{kept_share}  n {row['items']}{difference}"
             )
         if kept["mean"] is not None:
-            out.append(f"  {'mean':58}  {kept['mean']:.3f} ± {kept['standard_error']:.3f}")
+            counted = sum(row["value"] is not None for row in kept["tasks"])
+            mean = f"{kept['mean']:.3f} ± {kept['standard_error']:.3f}"
+            words = f"mean of {counted} of {len(kept['tasks'])} tasks"
+            out.append(f"  {words:58}  {mean}")
     for name, figures in document.get("generation", {}).items():
         shown = [f"{key} {value:.3g}" for key, value in figures.items() if isinstance(value, int | float)]
         out += ["", f"{name}: answers", "  " + ", ".join(shown)]

@@ -135,7 +135,7 @@ def test_scores_survive_json(tmp_path: Path) -> None:
 
 def test_few_shot_examples_come_from_a_file_beside(tmp_path: Path) -> None:
     folder = write(tmp_path / "data")
-    with pytest.raises(DataError, match=r"put them into piqa.train.jsonl beside piqa.jsonl"):
+    with pytest.raises(DataError, match=r"1 examples stand before each item; put them into piqa\.train\.jsonl"):
         Tasks(["piqa"], folder, shots=1)
     (folder / "piqa.train.jsonl").write_text((folder / "piqa.jsonl").read_text())
     (plain,), (shown,) = (judge(Tasks(["piqa"], folder, shots=n), tmp_path) for n in (0, 1))
@@ -150,22 +150,30 @@ def test_text_is_generated_to_its_stop(tmp_path: Path) -> None:
     from edgeslm.evaluate.harness.adapter import ShippedLM
 
     artifact, net, tokenizer = shipped()
+
+    def instance(kind: str, arguments: Any) -> Instance:
+        return Instance(kind, {}, arguments, 0, ("some_task", 0, 1))
+
     asked = [("The red fox", {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}),
              ("A whale", {"until": ["e", "zz"], "max_gen_toks": 30, "do_sample": False})]  # fmt: skip
-    requests = [Instance("generate_until", {}, a, i) for i, a in enumerate(asked)]
+    requests = [instance("generate_until", a) for a in asked]
     theirs = HFLM(pretrained=net, tokenizer=tokenizer, max_length=256, batch_size=1).generate_until(requests, True)
     store = Store(None, artifact.sha256)
     ours = ShippedLM(artifact, tokenizer, 256, threads=1, device=DEVICE, workdir=tmp_path, store=store)
     assert ours.generate_until(requests) == theirs and any(theirs)
-    sums = ours.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("the red fox ran " * 30,), 0)])
+    sums = ours.loglikelihood_rolling([instance("loglikelihood_rolling", ("the red fox ran " * 30,))])
     with quiet():
         model = HFLM(pretrained=net, tokenizer=tokenizer, max_length=256, batch_size=1)
         expected = model.loglikelihood_rolling(
-            [Instance("loglikelihood_rolling", {}, ("the red fox ran " * 30,), 0)], disable_tqdm=True
+            [instance("loglikelihood_rolling", ("the red fox ran " * 30,))], disable_tqdm=True
         )
     assert sums == pytest.approx(expected, rel=1e-4)
     with pytest.raises(DataError, match="no runtime here has: num_beams"):
-        ours.generate_until([Instance("generate_until", {}, ("x", {"num_beams": 3, "until": []}), 0)])
+        ours.generate_until([instance("generate_until", ("x", {"num_beams": 3, "until": []}))])
+    with pytest.raises(
+        DataError, match="some_task: asks for 256 new tokens, which leaves no room in the 256 positions"
+    ):
+        ours.generate_until([instance("generate_until", ("x", {"max_gen_toks": 256, "until": []}))])
 
 
 @pytest.mark.parametrize(
@@ -245,3 +253,53 @@ def test_the_chinese_items_that_ship_with_edgeslm(tmp_path: Path) -> None:
     assert all(8 <= sum(r["gold"] == g for r in rows) <= 24 for g in range(4))
     (score,) = judge(Tasks(["edgeslm_zh"], None, limit=3), tmp_path)
     assert len(score.items) == 3 and all(len(i.nats) == 4 for i in score.items)
+
+
+@pytest.mark.parametrize(
+    ("task", "second", "said"),
+    [
+        ("piqa", {"goal": "g", "sol1": "a", "sol2": "b", "label": 5}, "item 2 says that choice 5 is right, and has 2"),
+        ("piqa", {"goal": None, "sol1": "a", "sol2": "b", "label": 0}, "item 2 has no 'goal', which item 1 has"),
+        ("piqa", {"goal": "g", "sol1": "a", "label": 0}, "item 2: has no 'choices'; piqa wants goal"),
+    ],
+)
+def test_damage_past_the_first_row_is_found_before_anything_runs(
+    task: str, second: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    first = {"goal": "g", "sol1": "a", "sol2": "b", "label": 1}
+    with pytest.raises(DataError, match=said):
+        Tasks([task], write(tmp_path / "data", {task: [first, second]}))
+    arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+    with pytest.raises(DataError, match=r"arc_easy\.jsonl: item 2 does not fit the task's definition"):
+        Tasks(["arc_easy"], write(tmp_path / "data", {"arc_easy": [arc, {**arc, "answerKey": "Z"}]}))
+    with pytest.raises(DataError, match="item 1 has no text to ask"):
+        Tasks(["lambada_openai"], write(tmp_path / "data", {"lambada_openai": [{"text": "word"}]}))
+
+
+def test_every_document_counts_once_whatever_filters_a_task_has(tmp_path: Path) -> None:
+    """gsm8k scores each answer by two filters: items are of one of them, figures of both."""
+    rows = [{"question": f"What is {n} and 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(4)]
+    folder = write(tmp_path / "data", {"gsm8k": rows})
+    with pytest.raises(DataError, match="gsm8k: 5 examples stand before each item"):
+        Tasks(["gsm8k"], folder)  # as many as its definition says
+    tasks = Tasks(["gsm8k"], folder, shots=0)
+    tasks.tasks["gsm8k"].config.generation_kwargs["max_gen_toks"] = 4
+    (score,) = judge(tasks, tmp_path)
+    assert len(score.items) == 4 == len({i.digest for i in score.items}) and score.metric == "exact_match"
+    assert {"exact_match,strict-match", "exact_match,flexible-extract"} <= set(score.values)
+
+
+def test_a_metric_that_is_no_score_gives_no_items(tmp_path: Path) -> None:
+    """wikitext's perplexities: figures, but nothing that a retention could be taken of."""
+    folder = write(
+        tmp_path / "data", {"wikitext": [{"page": "The red fox ran. " * 9}, {"page": "A whale swam by. " * 9}]}
+    )
+    (score,) = judge(Tasks(["wikitext"], folder), tmp_path)
+    assert score.items == () and score.values["word_perplexity"] > 1
+
+
+def test_cut_contexts_belong_to_their_task(tmp_path: Path) -> None:
+    rows = {"arc_easy": [{"query": "Question: " + "the old fox " * 40, "choices": ["a star", "a moon"], "gold": 0}],
+            "piqa": ROWS["piqa"]}  # fmt: skip
+    arc, piqa = judge(Tasks(["arc_easy", "piqa"], write(tmp_path / "data", rows)), tmp_path, 64)
+    assert (arc.cut, piqa.cut) == (2, 0)

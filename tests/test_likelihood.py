@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import random
 import sys
 from collections.abc import Callable
@@ -192,4 +191,4 @@ def test_a_store_that_is_no_store_is_a_sentence(tmp_path: Path) -> None:
     with Store(tmp_path, "b" * 64) as store:
         store.put({"x": [1.5, True]})
         store._base.execute("INSERT INTO answers VALUES ('y', '{broken')")
-        assert store.get(["x", "y", "z"]) == {"x": [1.5, True]} and json.dumps(store.get(["x"]))
+        assert store.get(["x", "y", "z"]) == {"x": [1.5, True]}

@@ -12,7 +12,7 @@ from edgeslm.errors import DataError
 from edgeslm.evaluate.harness.run import Item, TaskScore
 from edgeslm.evaluate.retention import (
     calibration,
-    chance,
+    chances,
     changed,
     expected_calibration_error,
     mcnemar,
@@ -58,12 +58,35 @@ def test_the_standard_error_is_that_of_resampled_items() -> None:
 def test_a_teacher_at_chance_has_no_skill_to_retain() -> None:
     teacher, student = score([1.0] * 27 + [0.0] * 73), score([1.0] * 30 + [0.0] * 70)
     found = retention(student, teacher)
-    assert found.value is None and found.standard_error is None
+    assert found is not None and found.value is None and found.standard_error is None
+    assert found.why == "teacher at chance" and found.p is not None
     good = retention(score([1.0] * 50 + [0.0] * 50), score([1.0] * 75 + [0.0] * 25))
     mean = mean_retention([found, good, good])
     assert mean is not None and mean[0] == pytest.approx(0.5)
     assert mean[1] == pytest.approx(good.standard_error / math.sqrt(2))  # type: ignore[operator]
     assert mean_retention([found]) is None
+
+
+def test_a_few_lucky_items_are_no_skill() -> None:
+    lucky = retention(score([1.0, 1.0], 2), score([1.0, 1.0], 2))
+    assert lucky is not None and lucky.value is None and lucky.why == "fewer than 30 items"
+    draw = random.Random(1)
+    called = 0
+    for _ in range(2000):  # guessers among two choices: about one in a thousand is above chance by three errors
+        guesses = score([float(draw.random() < 0.5) for _ in range(40)], 2)
+        found = retention(guesses, guesses)
+        called += found is not None and found.value is not None
+    assert called <= 12
+
+
+def test_scores_that_are_not_right_or_wrong_have_no_chance() -> None:
+    found = retention(score([0.4] * 50), score([0.6] * 50))
+    assert found is not None and found.value is None and found.p is None and "not right or wrong" in found.why
+    free = retention(score([0.4] * 50, 0), score([0.8] * 50, 0))  # nothing is chosen from: an F1, say
+    assert free is not None and free.value == pytest.approx(0.5) and free.p is None and free.difference == "none"
+    assert calibration(score([0.4] * 50).items) is None
+    none = TaskScore("t", "", "1", 0, "f", {"ppl": 3.0}, ())
+    assert retention(none, none) is None and changed(none, none) is None
 
 
 def test_other_items_are_never_compared() -> None:
@@ -82,8 +105,8 @@ def test_mcnemar_equals_scipys_exact_binomial(b: int, c: int) -> None:
 
 
 def test_chance_is_of_the_very_items() -> None:
-    assert chance((*score([1.0], 2).items, *score([1.0], 4).items)) == pytest.approx(0.375)
-    assert chance(score([1.0], 0).items) == 0.0
+    assert chances((*score([1.0], 2).items, *score([1.0], 4).items)) == [0.5, 0.25]
+    assert chances(score([1.0], 0).items) == [0.0]
 
 
 def test_calibration_by_hand() -> None:
@@ -102,6 +125,6 @@ def test_churn_counts_choices_and_scores() -> None:
     one = TaskScore("t", "acc", "1", 0, "f", {}, (Item("a", 1.0, (-1.0, -2.0)), Item("b", 0.0, (-1.0, -2.0))))
     two = replace(one, items=(Item("a", 0.0, (-2.0, -1.0)), Item("b", 0.0, (-1.0, -3.0))))
     assert changed(one, two) == {"task": "t", "items": 2, "choice_changes": 0.5, "score_changes": 0.5}
-    assert changed(one, one)["choice_changes"] == 0.0
+    assert changed(one, one) == {"task": "t", "items": 2, "choice_changes": 0.0, "score_changes": 0.0}
     bare = TaskScore("t", "acc", "1", 0, "f", {}, (Item("a", 1.0),))
-    assert changed(bare, bare)["choice_changes"] is None
+    assert changed(bare, bare) == {"task": "t", "items": 1, "choice_changes": None, "score_changes": 0.0}

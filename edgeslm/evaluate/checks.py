@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeslm.errors import DataError
-
-CJK = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
+from edgeslm.evaluate.tokens import CJK
 
 
 def _words(text: str) -> int:
@@ -35,7 +34,7 @@ def sentences(text: str, *, count: int) -> bool:
 
 
 def bullets(text: str, *, count: int) -> bool:
-    return len(re.findall(r"^\s*(?:[-*•]|\d+[.)、])\s*\S", text, re.MULTILINE)) == count
+    return len(re.findall(r"^[ \t]*(?:(?:[-*•]|\d+[.)])[ \t]+|\d+、[ \t]*)\S", text, re.MULTILINE)) == count
 
 
 def paragraphs(text: str, *, count: int) -> bool:
@@ -59,7 +58,9 @@ def contains(text: str, *, words: list[str]) -> bool:
 
 
 def excludes(text: str, *, words: list[str]) -> bool:
-    return bool(text.strip()) and not any(word.lower() in text.lower() for word in words)
+    """Whole words of spaced scripts: "yellow" is not in "yellowish"; any place in Chinese."""
+    found = (re.escape(w) if CJK.search(w) else rf"\b{re.escape(w)}\b" for w in words)
+    return bool(text.strip()) and not any(re.search(pattern, text, re.IGNORECASE) for pattern in found)
 
 
 def begins_with(text: str, *, words: str) -> bool:
@@ -80,7 +81,7 @@ def is_json(text: str) -> bool:
     inside = re.fullmatch(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", text, re.DOTALL)
     try:
         json.loads(inside[1] if inside else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # a looping student may open brackets for ever
         return False
     return True
 
@@ -130,4 +131,6 @@ def checked(wanted: Any, where: str) -> list[dict[str, Any]]:
         for key in parameters:
             if not isinstance(given[key], types[key]) or isinstance(given[key], bool):
                 raise DataError(f"{where}: '{key}' of the check '{name}' must be a {types[key].__name__}")
+            if isinstance(given[key], list) and not (given[key] and all(isinstance(w, str) for w in given[key])):
+                raise DataError(f"{where}: '{key}' of the check '{name}' must hold words, such as [\"lamp\"]")
     return wanted

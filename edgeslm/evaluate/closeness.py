@@ -16,13 +16,15 @@ from typing import Any
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
 from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.execute import Outcome, execute, scratch
+from edgeslm.evaluate.execute import EXACT, Outcome, execute, scratch
 from edgeslm.measurement import Measurement, Where
 
 PERCENTILES = (50, 90, 99, 99.9)
 # of KL in nats; the first edge takes exact zeros, the last is open
 EDGES = (0.0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RULE = "second half of each window, as llama.cpp's perplexity counts"
+ALONE = {"nll", "confidence", "top1"}  # arrays of a score, and those it has beside a reference
+BESIDE = {"kl", "reference_nll", "delta_p", "top5_overlap", "reference_top1"}
 OnProgress = Callable[[str, int, int], None]
 OnScored = Callable[[Artifact, list[Measurement], str], None]
 
@@ -77,14 +79,13 @@ def evaluate(
     if not windows:
         raise DataError("there is no window to score; give text of at least one context length")
     context = max(len(window) for window in windows)
-    exact = {"kv": "f32", "flash_attention": "off"}  # of llama.cpp: nothing but the file's own grids may round
     task = {
         "task": "score",
         "windows": with_begin(windows, bos_id),
         "score_from": context // 2,
         "context": context,
         "threads": threads,
-        **exact,
+        **EXACT,
     }
     measurements: list[Measurement] = []
     problems: list[dict[str, str]] = []
@@ -130,9 +131,7 @@ def _named(on_progress: OnProgress | None, name: str) -> Callable[[int, int], No
 
 def read(outcome: Outcome, where: Where) -> Scores:
     """Arrays of one score. Raises RuntimeFailure when one is missing, of another length or not finite."""
-    wanted = {"nll", "confidence", "top1"}
-    if "kl" in outcome.arrays:
-        wanted |= {"kl", "reference_nll", "delta_p", "top5_overlap", "reference_top1"}
+    wanted = ALONE | (BESIDE if "kl" in outcome.arrays else set())
     return Scores(where, {name: _array(outcome, name) for name in sorted(wanted)}, outcome.note)
 
 

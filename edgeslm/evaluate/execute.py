@@ -24,6 +24,8 @@ from edgeslm.runtimes import RUNTIMES
 from edgeslm.runtimes.base import Job, Runtime
 
 Progress = Callable[[int, int], None]
+# options of llama.cpp where a file is judged: nothing but its own grids may round
+EXACT: dict[str, Any] = {"kv": "f32", "flash_attention": "off"}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
 from edgeslm.errors import EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.execute import execute, parse_line, scratch
+from edgeslm.evaluate.execute import EXACT, execute, parse_line, scratch
 from edgeslm.evaluate.likelihood import conditions
 from edgeslm.evaluate.store import Store, key_of
 from edgeslm.models.stop import stop_ids
 
 GREEDY: dict[str, Any] = {"temperature": 0.0}
-EXACT = {"kv": "f32", "flash_attention": "off"}
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeslm.artifact import Artifact
+from edgeslm.artifact import Artifact, file_sha256
 from edgeslm.devices.base import Device
 from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.execute import execute, parse_line, runtime_for, scratch
+from edgeslm.evaluate.execute import EXACT, execute, parse_line, runtime_for, scratch
 from edgeslm.evaluate.store import Store, key_of
+from edgeslm.runtimes.base import SHARED, WORKERS
 
 Pair = tuple[Sequence[int], Sequence[int]]
-EXACT = {"kv": "f32", "flash_attention": "off"}  # of llama.cpp: nothing but the file's own grids may round
 STEP = 256  # contexts are rounded up to this many ids
 
 
@@ -73,9 +74,17 @@ def likelihoods(
 
 
 def conditions(artifact: Artifact) -> list[Any]:
-    """What besides file and ids decides an answer's bits: runtime, versions, options. Threads do not belong here."""
+    """What besides file and ids decides an answer: runtime, versions, options, and our workers' code. What only picks
+    the kernels (threads, repacked weights) changes the last bits of a sum and does not belong here."""
     runtime = runtime_for(artifact)
-    return [runtime.name, runtime.versions(), {**runtime.defaults, **EXACT}]
+    options = {k: v for k, v in {**runtime.defaults, **EXACT}.items() if k != "use_extra_bufts"}
+    return [runtime.name, runtime.versions(), options, _code(runtime.worker)]
+
+
+@cache
+def _code(worker: str) -> str:
+    """sha256 over a worker and what is pushed beside it."""
+    return key_of(*(file_sha256(WORKERS / name) for name in (worker, *SHARED)))
 
 
 def _sound(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Greedy answers to the same prompts, side by side, with what a program can say of them.
 
-Of each answer: length, how it ended, repetition, role marks that leaked into it, instructions followed, and how
-probable the teacher finds it. The teacher's own answer stands beside each for a win, a tie or a loss by that measure.
+Of each answer: length, how it ended, repetition, role marks and other special tokens that leaked into it, instructions
+followed, and how probable the teacher finds it. The teacher's own answer stands beside each for a win, a tie or a loss
+by that measure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from edgeslm.evaluate.likelihood import likelihoods
 GRAM = 4  # ids of a repeated piece
 LOOPING = 0.5  # share of repeated pieces from which an answer is called a loop
 TIE = 0.1  # nats a token by the teacher's likelihood that are no difference
+# of every file, and of students, as `totals` gives them
+FIGURES = ("answers", "mean_tokens", "stopped", "repetition", "loops", "clean", "prompts_followed",
+           "instructions_followed", "instructions")  # fmt: skip
+DUELS = ("wins", "ties", "losses")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,26 @@ def read(paths: Sequence[Path]) -> list[Prompt]:
             if unknown := sorted(set(row) - {"prompt", "system", "checks"}):
                 raise DataError(f"{where}: has an unknown key '{unknown[0]}'; known are prompt, system, checks")
             messages = [{"role": "user", "content": row["prompt"]}]
-            if isinstance(row.get("system"), str):
+            if "system" in row and not isinstance(row["system"], str):
+                raise DataError(f"{where}: 'system' must be a text")
+            if "system" in row:
                 messages.insert(0, {"role": "system", "content": row["system"]})
             found.append(Prompt(row["prompt"], messages, checked(row.get("checks", []), where)))
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: hold no prompt")
     return found
+
+
+def refuse_too_long(prompts: Sequence[Prompt], tokenizer: Any, new: int, limit: int) -> None:
+    """Raises DataError for a prompt that with its answer does not fit the positions a file was made for: beyond them a
+    runtime may write on, but nothing was trained there."""
+    for number, prompt in enumerate(prompts, start=1):
+        length = len(template_ids(tokenizer, prompt.messages, answer=True))
+        if length + new > limit:
+            raise DataError(
+                f"prompt {number} has {length} tokens, which with {new} new ones is more than the {limit} positions of "
+                "the model; give shorter prompts or answers"
+            )
 
 
 def repetition(ids: Sequence[int]) -> float:
@@ -91,7 +110,10 @@ def compare(
                     "tokens": len(one.ids),
                     "ended": one.ended,
                     "repetition": repetition(one.ids),
-                    "leaked": sorted({tokenizer.convert_ids_to_tokens(i) for i in one.ids if i in special}),
+                    "leaked": sorted(
+                        {tokenizer.convert_ids_to_tokens(i) for i in one.ids if i in special}
+                        | {mark for mark in tokenizer.all_special_tokens if mark in one.text}
+                    ),
                     "followed": followed(one.text, prompt.checks),
                     "teacher_nats_per_token": value,
                 }
@@ -126,7 +148,7 @@ def totals(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "stopped": statistics.fmean(a["ended"] == "stop" for a in given),
             "repetition": statistics.fmean(a["repetition"] for a in given),
             "loops": statistics.fmean(a["repetition"] > LOOPING for a in given),
-            "template_correct": statistics.fmean(not a["leaked"] and a["tokens"] > 0 for a in given),
+            "clean": statistics.fmean(not a["leaked"] and a["tokens"] > 0 for a in given),
             "prompts_followed": statistics.fmean(tests) if tests else None,
             "instructions_followed": statistics.fmean(single) if single else None,
             "instructions": len(single),

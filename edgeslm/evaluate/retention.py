@@ -15,6 +15,7 @@ from typing import Any
 from edgeslm.errors import DataError
 from edgeslm.evaluate.harness.run import Item, TaskScore
 
+FEWEST = 30  # items of which a retention is taken
 ABOVE_CHANCE = 3.0  # standard errors that a teacher must be above chance for its skill to be a measure
 SIGNIFICANT = 0.05
 BINS = 10
@@ -22,9 +23,9 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Retention:
-    """`value` None: the teacher itself is not clearly above chance, so there is nothing to retain. `p` is McNemar's
-    exact two-sided probability that two equally good files differ as much (items both have right or wrong say nothing);
-    `difference` is "better", "worse" or "none" accordingly."""
+    """`value` None: there is nothing that could be retained, and `why` says so. `p` is McNemar's exact two-sided
+    probability that two equally good files differ as much (items both have right or wrong say nothing), None where
+    scores are not simply right or wrong; `difference` is "better", "worse" or "none" accordingly."""
 
     task: str
     items: int
@@ -33,18 +34,19 @@ class Retention:
     chance: float
     value: float | None
     standard_error: float | None
+    why: str
     only_student: int  # right where the teacher is wrong
     only_teacher: int
-    p: float
+    p: float | None
     difference: str
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def chance(items: Sequence[Item]) -> float:
-    """Mean over items of one over the number of choices; 0 where nothing is chosen from."""
-    return statistics.fmean(1 / len(item.nats) if item.nats else 0.0 for item in items)
+def chances(items: Sequence[Item]) -> list[float]:
+    """Of each item one over the number of choices; 0 where nothing is chosen from."""
+    return [1 / len(item.nats) if item.nats else 0.0 for item in items]
 
 
 def paired(student: TaskScore, teacher: TaskScore) -> list[tuple[Item, Item]]:
@@ -55,25 +57,43 @@ def paired(student: TaskScore, teacher: TaskScore) -> list[tuple[Item, Item]]:
     return list(zip(student.items, teacher.items, strict=True))
 
 
-def retention(student: TaskScore, teacher: TaskScore) -> Retention:
-    """The standard error is of the ratio, by the delta method over paired items."""
+def retention(student: TaskScore, teacher: TaskScore) -> Retention | None:
+    """None for a task that gives no score item by item. The standard error is of the ratio, by the delta method over
+    paired items."""
     pairs = paired(student, teacher)
-    n, base = len(pairs), chance(student.items)
+    if not pairs:
+        return None
+    n, guesses = len(pairs), chances(student.items)
     s, t = [a.value for a, _ in pairs], [b.value for _, b in pairs]
+    binary = {*s, *t} <= {0.0, 1.0}
+    base = statistics.fmean(guesses)
     top, bottom = statistics.fmean(s) - base, statistics.fmean(t) - base
+    why = _nothing_to_retain(t, guesses, bottom, binary)
     value = error = None
-    if n > 1 and bottom > ABOVE_CHANCE * math.sqrt(statistics.variance(t) / n) and bottom > 0:
+    if not why:
         value = top / bottom
         left = [(a - base) - value * (b - base) for a, b in zip(s, t, strict=True)]
         error = math.sqrt(statistics.variance(left) / n) / bottom
     only_student = sum(a > b for a, b in zip(s, t, strict=True))
     only_teacher = sum(b > a for a, b in zip(s, t, strict=True))
-    p = mcnemar(only_student, only_teacher)
-    difference = "none" if p >= SIGNIFICANT else "better" if only_student > only_teacher else "worse"
+    p = mcnemar(only_student, only_teacher) if binary else None
+    difference = "none" if p is None or p >= SIGNIFICANT else "better" if only_student > only_teacher else "worse"
     return Retention(
-        student.task, n, statistics.fmean(s), statistics.fmean(t), base, value, error, only_student, only_teacher, p,
-        difference,
+        student.task, n, statistics.fmean(s), statistics.fmean(t), base, value, error, why, only_student, only_teacher,
+        p, difference,
     )  # fmt: skip
+
+
+def _nothing_to_retain(teacher: list[float], guesses: list[float], above: float, binary: bool) -> str:
+    """Why the teacher's score is no measure of skill; empty where it is one."""
+    n = len(teacher)
+    if not binary and any(guesses):
+        return "scores are not right or wrong, so chance is not known"
+    if n < FEWEST:
+        return f"fewer than {FEWEST} items"
+    by_chance = statistics.fmean(c * (1 - c) for c in guesses)  # variance of one guessed item
+    spread = by_chance if by_chance > 0 else statistics.variance(teacher)
+    return "" if above > max(ABOVE_CHANCE * math.sqrt(spread / n), 0.0) else "teacher at chance"
 
 
 def mean_retention(found: Sequence[Retention]) -> tuple[float, float] | None:
@@ -98,9 +118,9 @@ def mcnemar(b: int, c: int) -> float:
 
 def calibration(items: Sequence[Item]) -> dict[str, Any] | None:
     """Of multiple choice: confidence is the chosen option's share of the probability of all options; right is the
-    item's score. None where nothing is chosen from."""
+    item's score. None where nothing is chosen from, or where an answer is not simply right or wrong."""
     chosen = [item for item in items if item.nats]
-    if not chosen:
+    if not chosen or not {item.value for item in chosen} <= {0.0, 1.0}:
         return None
     confidence = [1 / math.fsum(math.exp(x - max(item.nats)) for x in item.nats) for item in chosen]
     return expected_calibration_error(confidence, [item.value for item in chosen])
@@ -124,9 +144,12 @@ def expected_calibration_error(confidence: Sequence[float], right: Sequence[floa
     return {"error": error, "bins": rows, "n": len(confidence)}
 
 
-def changed(one: TaskScore, other: TaskScore) -> dict[str, Any]:
-    """Churn on items: how often two files choose differently (where there are choices) or score differently."""
+def changed(one: TaskScore, other: TaskScore) -> dict[str, Any] | None:
+    """Churn on items: how often two files choose differently (where there are choices) or score differently. None for
+    a task that gives no score item by item."""
     pairs = paired(one, other)
+    if not pairs:
+        return None
     choices = [(a, b) for a, b in pairs if a.nats and b.nats]
 
     def first(item: Item) -> int:

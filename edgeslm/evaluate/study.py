@@ -16,7 +16,7 @@ from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
 from edgeslm.errors import EdgeSLMError
 from edgeslm.evaluate import prompted, tokens
-from edgeslm.evaluate.closeness import Scores, evaluate, measured, with_begin
+from edgeslm.evaluate.closeness import ALONE, BESIDE, Scores, evaluate, measured, with_begin
 from edgeslm.evaluate.execute import scratch
 from edgeslm.evaluate.harness.run import Tasks, TaskScore
 from edgeslm.evaluate.likelihood import conditions
@@ -26,6 +26,7 @@ from edgeslm.measurement import Measurement, Where
 from edgeslm.progress import Progress
 
 SCHEMA = 1
+DAY_S = 24 * 3600.0
 Document = dict[str, Any]
 
 
@@ -153,17 +154,19 @@ def _scores(work: _Work, reference: Artifact, candidates: Sequence[Artifact]) ->
     found: dict[str, Scores] = {}
     for artifact in (reference, *candidates):
         key = keys[artifact.name]
-        if scores := _revived(work.stores[artifact.sha256].get([key]).get(key), artifact):
+        if scores := _revived(work.stores[artifact.sha256].get([key]).get(key), artifact, artifact is not reference):
             found[artifact.name] = scores
     missing = [a for a in candidates if a.name not in found]
     if not missing and reference.name in found:
         return found
 
     def keep(artifact: Artifact, scores: Scores) -> None:
+        found[artifact.name] = scores
+        if artifact is not reference and "kl" not in scores.arrays:
+            return  # the reference failed: this is no answer to what was asked
         arrays = {name: values.tolist() for name, values in scores.arrays.items()}
         value = {"where": asdict(scores.where), "arrays": arrays, "note": scores.note}
         work.stores[artifact.sha256].put({keys[artifact.name]: value})
-        found[artifact.name] = scores
 
     order = [reference.name, *(a.name for a in missing)]
     with bench.progress.task("text", 100.0, "%") as task, scratch(bench.workdir) as folder:
@@ -176,6 +179,7 @@ def _scores(work: _Work, reference: Artifact, candidates: Sequence[Artifact]) ->
             device=bench.device,
             workdir=folder,
             on_arrays=keep,
+            timeout_s=DAY_S,
             on_progress=lambda name, d, t: task.reach(100 * (order.index(name) + d / t) / len(order), 100),
         )
     for p in wrong:
@@ -183,14 +187,15 @@ def _scores(work: _Work, reference: Artifact, candidates: Sequence[Artifact]) ->
     return found
 
 
-def _revived(value: Any, artifact: Artifact) -> Scores | None:
-    """What a store kept; None when it is not there or not whole."""
+def _revived(value: Any, artifact: Artifact, beside: bool) -> Scores | None:
+    """What a store kept; None when it is not there or not whole. `beside`: beside a reference."""
     import numpy as np
 
     try:
         where = Where(**{**value["where"], "artifact": artifact.name})
         arrays = {name: np.asarray(values, np.float64) for name, values in value["arrays"].items()}
-        return Scores(where, arrays, value["note"]) if arrays else None
+        whole = set(arrays) == ALONE | (BESIDE if beside else set()) and len({a.shape for a in arrays.values()}) == 1
+        return Scores(where, arrays, value["note"]) if whole else None
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
@@ -217,7 +222,8 @@ def _tasks(work: _Work, tasks: Tasks) -> Document:
                 work.fail("tasks", artifact.name, str(error))
     kept: dict[str, Any] = {}
     for student in (s.name for s in work.students if s.name in found and work.teacher.name in found):
-        each = [retention(s, t) for s, t in zip(found[student], found[work.teacher.name], strict=True)]
+        both = zip(found[student], found[work.teacher.name], strict=True)
+        each = [kept_skill for s, t in both if (kept_skill := retention(s, t)) is not None]
         mean, spread = mean_retention(each) or (None, None)
         kept[student] = {"tasks": [r.to_json() for r in each], "mean": mean, "standard_error": spread}
     sure = {
@@ -257,9 +263,13 @@ def _churn(work: _Work, document: Document) -> list[dict[str, Any]]:
     """Of every pair of files: how often they disagree (codistillation, arXiv:1804.03235, section 3.4, calls it
     prediction churn), on the text token by token and on the tasks item by item."""
     found = []
+    beside: dict[str, dict[str, Scores]] = {}
+    if work.asked.windows:
+        beside = {one.name: _scores(work, one, work.files[i + 1 :]) for i, one in enumerate(work.files[:-1])}
     for one, other in itertools.combinations(work.files, 2):
         row: dict[str, Any] = {"one": one.name, "other": other.name}
-        if work.asked.windows and (scores := _scores(work, one, [other]).get(other.name)) is not None:
+        scores = beside.get(one.name, {}).get(other.name)
+        if scores is not None and "kl" in scores.arrays:
             arrays = scores.arrays
             row["text"] = {
                 "tokens": len(arrays["kl"]),
@@ -270,7 +280,8 @@ def _churn(work: _Work, document: Document) -> list[dict[str, Any]]:
         scored = document.get("tasks", {})
         if one.name in scored and other.name in scored:
             both = [[TaskScore.from_json(s) for s in scored[name]] for name in (one.name, other.name)]
-            row["tasks"] = [changed(a, b) for a, b in zip(*both, strict=True)]
+            rows = (changed(a, b) for a, b in zip(*both, strict=True))
+            row["tasks"] = [r for r in rows if r is not None]
         found.append(row)
     return found
 

@@ -38,7 +38,8 @@ def render(document: Document, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     names = [s["name"] for s in document["students"]]
     said = {"edgeslm": __version__, "source": "from evaluation.json alone."}
-    pages = {"report": names} | ({_slug(name): [name] for name in names} if len(names) > 1 else {})
+    alone = {f"{i}-{_slug(name)}": [name] for i, name in enumerate(names, start=1)} if len(names) > 1 else {}
+    pages = {"report": names} | alone
     text = json.dumps(strict(document), indent=1, ensure_ascii=False, allow_nan=False)
     written = [folder / "report.html", folder / "report.md", folder / "evaluation.json"]
     written[2].write_text(text + "\n", encoding="utf-8")
@@ -52,7 +53,7 @@ def render(document: Document, folder: Path) -> list[Path]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") or "student"
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "student"
 
 
 def build(document: Document, students: Sequence[str]) -> list[Section]:
@@ -101,7 +102,7 @@ def retention(document: Document, students: list[str]) -> Section | None:
     groups: dict[str, list[charts.Bar]] = {}
     for name, value in kept.items():
         for r in value["tasks"]:
-            share = "teacher at chance" if r["value"] is None else f"{r['value']:.3f} ± {r['standard_error']:.3f}"
+            share = r["why"] or f"{r['value']:.3f} ± {r['standard_error']:.3f}"
             verdict = "none" if r["difference"] == "none" else f"{r['difference']} (p {r['p']:.2g})"
             rows.append((r["task"], name, f"{r['items']:,}", f"{r['teacher']:.3f}", f"{r['student']:.3f}",
                          f"{r['chance']:.3f}", share, f"{r['only_student']} / {r['only_teacher']}",
@@ -123,14 +124,15 @@ def retention(document: Document, students: list[str]) -> Section | None:
         (task, bar.label, bar.shown) for task, bars in groups.items() for bar in bars), frozenset({2}))  # fmt: skip
     legend = (("student", "student"), ("teacher", "teacher"), ("bound", "chance"))
     blocks: list[Block] = [table, Chart("Score by task", drawn, short, legend, "higher is better; the line is chance")]
-    cut = {s["task"]: s["cut"] for scores in document["tasks"].values() for s in scores if s["cut"]}
+    cut = [(name, s["task"], s["cut"]) for name, scores in document["tasks"].items() for s in scores if s["cut"]]
     sources = [f"{s['task']} from {s['source']}, {s['shots']} shots, {s['metric']}"
                for s in next(iter(document["tasks"].values()))]  # fmt: skip
     blocks.append(Note("; ".join(sources) + "."))
-    blocks += [Note(f"{task}: {count} contexts were cut on the left to fit the model.") for task, count in cut.items()]
+    blocks += [Note(f"{task}: {count} contexts were cut on the left to fit {name}.") for name, task, count in cut]
     lead = (
-        "Retention is the student's score above chance ÷ the teacher's, on the same items; its error is of paired "
-        "items. A difference is named only where McNemar's exact test finds one (p below 0.05)."
+        "Retention is the student's score above chance ÷ the teacher's, on the same items, ± one standard error over "
+        "paired items. A difference is named where McNemar's exact test finds one (p below 0.05, each row by itself: "
+        "of twenty equal pairs about one is named too)."
     )
     return Section("retention", "Retention", blocks, lead)
 
@@ -161,7 +163,13 @@ def closeness(document: Document, students: list[str]) -> Section | None:
         if found is not None and (drawn := quality.kl_histogram(found, number)) is not None:
             blocks.append(drawn)
         blocks += _places(document.get("tokens", {}).get(student, {}), student, number)
-    return Section("closeness", "Closeness", blocks, "Scored by the runtime that will run the file.")
+    return Section(
+        "closeness",
+        "Closeness",
+        blocks,
+        "Scored by the runtime that will run the file. ± is one "
+        "standard error, tokens taken as independent, so a lower bound.",
+    )
 
 
 def _places(described: dict[str, Any], student: str, number: int) -> list[Block]:
@@ -210,7 +218,7 @@ def answers(document: Document, students: list[str]) -> Section | None:
     rows = [(name, *_generation(totals[name])) for name in shown if name in totals]
     if not rows:
         return None
-    columns = ("File", "Tokens", "Stopped", "Repetition", "Loops", "Template", "Prompts followed", "Instructions",
+    columns = ("File", "Tokens", "Stopped", "Repetition", "Loops", "Clean", "Prompts followed", "Instructions",
                "Win / tie / loss")  # fmt: skip
     table = Table("Answers in figures", columns, tuple(rows), frozenset(range(1, 9)))
     blocks: list[Block] = [table]
@@ -228,8 +236,9 @@ def answers(document: Document, students: list[str]) -> Section | None:
                 said.append(Answer(f"{a['artifact']} ({', '.join(marks)})", kind, a["text"], a["tokens"]))  # type: ignore[arg-type]
         blocks.append(Dialogue(row["prompt"], tuple(said)))
     lead = (
-        "Greedy. Template: no role mark leaked into the answer. Instructions are judged by programs. Win, tie and loss "
-        "are by the teacher's own likelihood a token of either answer: a win is what the teacher finds more probable."
+        "Greedy. Clean: no role mark or other special token stands in the answer. Instructions are judged by programs. "
+        "Win, tie and loss are by the teacher's own likelihood a token of either answer: a win is what the teacher "
+        "finds more probable."
     )
     return Section("answers", "Answers", blocks, lead)
 
@@ -237,7 +246,7 @@ def answers(document: Document, students: list[str]) -> Section | None:
 def _generation(t: dict[str, Any]) -> tuple[str, ...]:
     follow = [ABSENT if t[k] is None else percent(t[k]) for k in ("prompts_followed", "instructions_followed")]
     duel = f"{t['wins']} / {t['ties']} / {t['losses']}" if "wins" in t else "-"
-    shares = (percent(t[k]) for k in ("stopped", "repetition", "loops", "template_correct"))
+    shares = (percent(t[k]) for k in ("stopped", "repetition", "loops", "clean"))
     return (f"{t['mean_tokens']:.0f}", *shares, *follow, duel)
 
 

@@ -6,6 +6,7 @@ item is asked here exactly as its transformers backend asks it. Imports lm-eval:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
-from edgeslm.errors import DataError
+from edgeslm.errors import DataError, ModelError
 from edgeslm.evaluate.generate import Request, generate
 from edgeslm.evaluate.likelihood import likelihoods, truncated
 from edgeslm.evaluate.store import Store
@@ -28,7 +29,7 @@ MAX_NEW = 256  # ids, lm-eval's default
 def sampling_of(settings: dict[str, Any]) -> dict[str, Any]:
     """Of lm-eval's generation options, those that our workers sample by. Raises DataError for what they cannot do: an
     option that is left out silently would make other answers."""
-    known = {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    known = {"temperature": 1.0 if settings.get("do_sample") else 0.0, "top_p": 1.0, "top_k": 0}
     given = {key: value for key, value in settings.items() if key not in ("do_sample", "stream")}
     if settings.get("do_sample") is False:
         given["temperature"] = 0.0
@@ -39,7 +40,7 @@ def sampling_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class ShippedLM(TemplateLM):
-    """`limit`: positions the model was trained for. `cut` counts requests whose context did not fit whole."""
+    """`limit`: positions the model was trained for. `cut` counts by task the requests whose context did not fit."""
 
     def __init__(
         self,
@@ -58,10 +59,13 @@ class ShippedLM(TemplateLM):
         self.where: dict[str, Any] = {"threads": threads, "device": device, "workdir": workdir, "store": store}
         self.on_progress = on_progress
         self.begins = begin_id(tokenizer) is not None
-        self.cut = 0
+        self._asking: list[str] = []  # task of each request
+        self.cut: Counter[str] = Counter()
 
     @property
     def eot_token_id(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(f"{self.artifact.name}: its tokenizer names no end token, which tasks need")
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -97,11 +101,16 @@ class ShippedLM(TemplateLM):
         return list(self.tokenizer(string, add_special_tokens=special, verbose=False)["input_ids"])
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        self._asking = [request.task_name for request in requests]
         return super().loglikelihood(requests, disable_tqdm=True)  # our own bars tell how far the work is
 
     def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-        pairs = [truncated((context, ids), self.limit) for _, context, ids in requests]
-        self.cut += sum(len(pair[0]) < len(context) for pair, (_, context, _) in zip(pairs, requests, strict=True))
+        pairs = []
+        for name, (_, context, ids) in zip(self._asking, requests, strict=True):
+            if not ids:
+                raise DataError(f"{name}: a continuation has no token of its own; its text melts into the context")
+            pairs.append(truncated((context, ids), self.limit))
+            self.cut[name] += len(pairs[-1][0]) < len(context)
         found = likelihoods(self.artifact, pairs, on_progress=self.on_progress, **self.where)
         return [(one.nats, one.greedy) for one in found]
 
@@ -116,6 +125,7 @@ class ShippedLM(TemplateLM):
             ):
                 windows.append((None, list(context), list(scored)))
                 owners.append(number)
+        self._asking = [requests[owner].task_name for owner in owners]
         sums = [0.0] * len(requests)
         for owner, (nats, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             sums[owner] += nats
@@ -129,9 +139,17 @@ class ShippedLM(TemplateLM):
             settings = normalize_gen_kwargs(options, MAX_NEW)
             until = handle_stop_sequences(settings.pop("until", None), eos=end)
             new = int(settings.pop("max_gen_toks"))
+            sampling = sampling_of(settings)
             ids = self.tok_encode(context)
             room = self.limit - new
-            self.cut += len(ids) > room
-            asked.append(Request(ids[-room:], new, tuple(until), sampling_of(settings)))
+            if room < 1:
+                raise DataError(
+                    f"{request.task_name}: asks for {new} new tokens, which leaves no room in the {self.limit} "
+                    f"positions of {self.artifact.name}"
+                )
+            if sampling["temperature"] and request.repeats > 1:
+                raise DataError(f"{request.task_name}: samples an item {request.repeats} times, which is not done here")
+            self.cut[request.task_name] += len(ids) > room
+            asked.append(Request(ids[-room:], new, tuple(until), sampling))
         written = generate(self.artifact, self.tokenizer, asked, on_progress=self.on_progress, **self.where)
         return [one.text for one in written]

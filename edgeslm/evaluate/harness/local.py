@@ -110,7 +110,12 @@ def rows_of(task: str, path: Path) -> list[Row]:
     found = json_lines(path)
     if not found:
         raise DataError(f"{path}: holds no row; a task needs at least one item")
-    return [_as_wanted(task, row, f"{path}: item {number}") for number, row in enumerate(found, start=1)]
+    rows = [_as_wanted(task, row, f"{path}: item {number}") for number, row in enumerate(found, start=1)]
+    for number, row in enumerate(rows, start=1):
+        gone = [key for key, value in rows[0].items() if value is not None and row.get(key) is None]
+        if gone:
+            raise DataError(f"{path}: item {number} has no '{gone[0]}', which item 1 has")
+    return rows
 
 
 def _as_wanted(task: str, row: Row, where: str) -> Row:

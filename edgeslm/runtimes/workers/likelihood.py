@@ -36,6 +36,8 @@ def scores(logits: np.ndarray, rows: list[list[int]], continuations: list[list[i
     for picked, ids in zip(rows, continuations, strict=True):
         pairs = list(zip(picked, ids, strict=True))
         nats = sum(float(logits[row, token]) - log_sum[row] for row, token in pairs)
+        if not np.isfinite(nats):
+            raise JobError("a token that was asked for has a probability of zero; the vocabulary is masked or damaged")
         found.append([nats, all(largest[row] == token for row, token in pairs)])
     return found
 
