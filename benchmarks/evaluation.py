@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> Row:
     from edgeslm.export.gguf import export
     from edgeslm.models.load import load, write_tokenizer
     from edgeslm.models.source import DEFAULT_TEACHER, resolve
+    from edgeslm.progress import Progress
     from edgeslm.quantize.freeze import freeze_floats
 
     torch.set_num_threads(arguments.threads)
@@ -54,8 +55,12 @@ def run(arguments: argparse.Namespace) -> Row:
             "threads": arguments.threads,
             "versions": record.versions("edgeslm", "torch", "transformers", "lm_eval", "llama-cpp-python"),
         }
+        progress = Progress()
+        progress.say("items: ours beside lm-eval's hf backend")
         found["items"] = _items(arguments, loaded, folder, files["f32"], root)
+        progress.say("kl: ours beside llama.cpp's perplexity tool")
         found["kl"] = _kl(arguments, loaded.tokenizer, files, root)
+        progress.say("speed: nothing else should run now")
         found["speed"] = _speed(arguments, loaded.tokenizer, files["q4_0"], root)
     return found
 
@@ -225,7 +230,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="package:text/judge/austen-persuasion.txt")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--limit", type=int, default=400, help="items of each task for the agreement")
+    parser.add_argument("--limit", type=int, default=200, help="items of each task for the agreement")
     parser.add_argument("--items", type=int, default=1000, help="items of the speed")
     parser.add_argument("--repeats", type=int, default=2, help="of the speed")
     parser.add_argument("--threads", type=int, default=2)

@@ -248,13 +248,17 @@ class ExportPart(Part):
 
 
 class EvaluatePart(Part):
-    """Windows of `context` tokens; the second half of each is scored, as llama.cpp's perplexity tool does."""
+    """Windows of `context` tokens; the second half of each is scored, as llama.cpp's perplexity tool does. `tasks` of
+    lm-eval, the first `limit` items of each; `data`: folder of <task>.jsonl files, without it the hub."""
 
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
     context: Annotated[int, Field(ge=4, multiple_of=2)] = 512
     windows: Positive = 8
     prompts: tuple[str, ...] = ()
     answer_tokens: Positive = 96
+    tasks: tuple[str, ...] = ()
+    data: str | None = None
+    limit: Positive | None = None
 
 
 class BenchmarkPart(Part):

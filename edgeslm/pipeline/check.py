@@ -54,6 +54,7 @@ def check(context: Context) -> Findings:
         patterns = source.seeds if source.kind == "written" else source.paths
         found.attempt(partial(_files, context, patterns))
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
+    found.attempt(lambda: check_files.tasks(context))
     if judged is not None and not found.problems:
         found.attempt(lambda: check_text.held_out(context))
     check_losses.losses(recipe, found)

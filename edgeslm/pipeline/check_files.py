@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from edgeslm.artifact import path_bytes
-from edgeslm.errors import EdgeSLMError
-from edgeslm.pipeline.ship import TEACHER_FILES
+from edgeslm.errors import EdgeSLMError, RecipeError
+from edgeslm.pipeline.ship import TEACHER_FILES, tasks_of
 from edgeslm.pipeline.stage import Context, place
 from edgeslm.recipe import Recipe
 
@@ -21,6 +21,20 @@ def containers(recipe: Recipe) -> dict[str, str]:
     """{container: the key of the recipe that asks for it}, for students and teachers."""
     asked = dict.fromkeys(recipe.export.kinds, "export.kinds")
     return {TEACHER_FILES[choice][0]: "export.teacher" for choice in recipe.export.teacher} | asked
+
+
+def tasks(context: Context) -> None:
+    """Definitions and items of evaluate.tasks are read whole. Raises DataError, or RecipeError for a retention without
+    a teacher's file to take it of."""
+    part = context.recipe.evaluate
+    if part.data and not part.tasks:
+        raise RecipeError(
+            ["evaluate.data: names a folder, but evaluate.tasks names no task; add tasks or leave it out"]
+        )
+    if tasks_of(context) is not None and not any(choice.endswith("f32") for choice in context.recipe.export.teacher):
+        raise RecipeError(
+            ["evaluate.tasks: retention needs the teacher's file too; add gguf-f32 or onnx-f32 to export.teacher"]
+        )
 
 
 def runnable(recipe: Recipe, found: Any) -> None:

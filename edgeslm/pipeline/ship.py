@@ -84,7 +84,39 @@ def _find(artifacts: list[Artifact], *names: str) -> list[Artifact]:
 
 def _evaluate_slice(context: Context) -> Any:
     part = context.recipe.evaluate
-    return part.model_dump(mode="json"), files(part.paths, context.base), context.threads
+    items = files((f"{part.data}/*.jsonl",), context.base) if part.tasks and part.data else ()
+    return part.model_dump(mode="json"), files(part.paths, context.base), items, context.threads
+
+
+def tasks_of(context: Context) -> Any:
+    """The recipe's tasks, definitions and items read and checked; None when it names none. Raises DataError."""
+    from edgeslm.evaluate.harness.run import Tasks
+
+    part = context.recipe.evaluate
+    if not part.tasks:
+        return None
+    return Tasks(part.tasks, context.base / part.data if part.data else None, limit=part.limit)
+
+
+def _retention(context: Context, folder: Path, reference: Artifact, students: list[Artifact]) -> list[dict[str, str]]:
+    """tasks.json: what student and teacher answer to the recipe's tasks. Returns problems."""
+    from edgeslm.devices.local import LocalDevice
+    from edgeslm.evaluate.store import default_folder
+    from edgeslm.evaluate.study import Asked, Bench, study
+
+    names = [reference.name, *(s.name for s in students)]
+    limit = int(read_json(context.folders["teacher"] / "teacher.json")["config"]["max_position_embeddings"])
+    bench = Bench(LocalDevice(), folder, context.threads, default_folder(), context.progress)
+    found = study(
+        reference,
+        students,
+        Asked(tasks=tasks_of(context)),
+        dict.fromkeys(names, context.tokenizer),
+        dict.fromkeys(names, limit),
+        bench,
+    )
+    write_json(folder / "tasks.json", found)
+    return [{"artifact": p["artifact"], "what": p["what"]} for p in found["problems"]]
 
 
 def _evaluate(context: Context, folder: Path) -> None:
@@ -133,6 +165,8 @@ def _evaluate(context: Context, folder: Path) -> None:
         )
         problems += more
     write_json(folder / "answers.json", rows)
+    if part.tasks and reference is not None:
+        problems += _retention(context, folder, reference, students)
     _note_problems(context, folder, "evaluate", problems)
     for m in found:
         context.progress.say(f"  evaluate: {m.where.artifact}: {m.metric} {m.median:.4f}")
@@ -203,7 +237,7 @@ RUNNING = ("devices", "evaluate", "runtimes", "measurement.py", "pipeline/ship.p
 EXPORT = Stage(
     "export", ("teacher", "distill"), _export_slice, _export, ("export", "artifact.py", "pipeline/ship.py"), WRITERS
 )
-EVALUATE = Stage("evaluate", ("teacher", "export"), _evaluate_slice, _evaluate, RUNNING, RUNNERS)
+EVALUATE = Stage("evaluate", ("teacher", "export"), _evaluate_slice, _evaluate, RUNNING, (*RUNNERS, "lm_eval"))
 BENCHMARK = Stage(
     "benchmark",
     ("teacher", "export", "evaluate"),

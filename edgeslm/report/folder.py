@@ -42,6 +42,7 @@ class Run:
     speed: tuple[Measurement, ...]
     answers: tuple[dict[str, Any], ...]
     judged: dict[str, Any]  # the text of `quality`
+    tasks: dict[str, Any]  # what files answered to tasks, {} where none were asked
     importance: dict[str, Any]
     plan: dict[str, Any]  # formats chosen for a size, {} for a recipe that names its formats
     training: dict[str, Any]  # distill summary
@@ -148,6 +149,7 @@ def read(root: Path) -> Run:
         "speed": rows("benchmark", "results.json", _measurement, "measurements"),
         "answers": rows("evaluate", "answers.json", _answers),
         "judged": document("evaluate", "judged.json"),
+        "tasks": document("evaluate", "tasks.json"),
         "importance": document("student", "importance.json"),
         "plan": document("plan", "plan.json"),
         "training": document("distill", "summary.json"),

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgeslm.report import making, markdown, performance, planning, quality, summary
+from edgeslm.report import making, markdown, performance, planning, quality, retention, summary
 from edgeslm.report.blocks import Note, Section
 from edgeslm.report.compare import pairs
 from edgeslm.report.folder import Run, read
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "artifacts": quality.artifacts,
     "comparisons": summary.comparisons,
     "quality": quality.quality,
+    "retention": lambda run: retention.retention(run.tasks, [s["name"] for s in run.tasks.get("students", [])]),
     "speed": performance.speed,
     "memory": performance.memory,
     "energy": performance.energy,
@@ -115,6 +116,7 @@ def results(run: Run) -> dict[str, Any]:
         "plan": run.plan,
         "training": run.training,
         "answers": list(run.answers),
+        "tasks": run.tasks,
         "problems": [{"stage": p.stage, "artifact": p.artifact, "what": p.what} for p in run.problems],
         "unfinished": list(run.unfinished),
     }
