@@ -294,7 +294,9 @@ def lines(document: dict[str, Any]) -> list[str]:
         out.append(f"{student:32} {'teacher':>9} {'student':>9} {'chance':>8}  retention")
         for row in kept["tasks"]:
             kept_share = (
-                "teacher at chance" if row["value"] is None else (f"{row['value']:.3f} ± {row['standard_error']:.3f}")
+                "teacher not clearly above chance"
+                if row["value"] is None
+                else (f"{row['value']:.3f} ± {row['standard_error']:.3f}")
             )
             difference = "" if row["difference"] == "none" else f"  {row['difference']} (p {row['p']:.2g})"
             out.append(

@@ -303,3 +303,26 @@ def test_cut_contexts_belong_to_their_task(tmp_path: Path) -> None:
             "piqa": ROWS["piqa"]}  # fmt: skip
     arc, piqa = judge(Tasks(["arc_easy", "piqa"], write(tmp_path / "data", rows)), tmp_path, 64)
     assert (arc.cut, piqa.cut) == (2, 0)
+
+
+def test_chat_turns_are_put_as_lm_eval_puts_them(tmp_path: Path) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    tasks = Tasks(["piqa"], write(tmp_path / "data"))
+    artifact, net, tokenizer = shipped()
+    with quiet():
+        expected = simple_evaluate(
+            HFLM(pretrained=net, tokenizer=tokenizer, max_length=256, batch_size=1),
+            tasks=list(tasks.tasks.values()), bootstrap_iters=0, num_fewshot=0, task_manager=tasks.manager,
+            apply_chat_template=True,
+        )  # fmt: skip
+    (found,) = tasks.judge(
+        artifact, tokenizer, 256, threads=1, device=DEVICE, workdir=tmp_path, chat=True,
+        store=Store(None, artifact.sha256),
+    )  # fmt: skip
+    assert expected is not None
+    for item, sample in zip(found.items, expected["samples"]["piqa"], strict=True):
+        assert list(item.nats) == pytest.approx([a[0] for a in sample["filtered_resps"]], rel=1e-4, abs=1e-4)
+    (plain,) = judge(tasks, tmp_path)
+    assert plain.items[0].nats != found.items[0].nats

@@ -93,7 +93,7 @@ def _nothing_to_retain(teacher: list[float], guesses: list[float], above: float,
         return f"fewer than {FEWEST} items"
     by_chance = statistics.fmean(c * (1 - c) for c in guesses)  # variance of one guessed item
     spread = by_chance if by_chance > 0 else statistics.variance(teacher)
-    return "" if above > max(ABOVE_CHANCE * math.sqrt(spread / n), 0.0) else "teacher at chance"
+    return "" if above > max(ABOVE_CHANCE * math.sqrt(spread / n), 0.0) else "teacher not clearly above chance"
 
 
 def mean_retention(found: Sequence[Retention]) -> tuple[float, float] | None:
