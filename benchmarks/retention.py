@@ -16,7 +16,7 @@ from benchmarks import record
 
 NAME = "retention"
 TASKS = ("arc_easy", "piqa", "winogrande", "openbookqa", "lambada_openai")
-KEPT = ("task", "items", "student", "teacher", "chance", "value", "standard_error", "p", "difference")
+KEPT = ("task", "items", "student", "teacher", "chance", "value", "standard_error", "why", "p", "difference")
 Row = dict[str, Any]
 
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> Row:
     for folder in arguments.run:
         options = cli_eval.Options(
             tasks=tuple(arguments.tasks), data=arguments.data, limit=arguments.limit, threads=arguments.threads,
-            prompts=(cli_eval.OWN_PROMPTS,), new=96,
+            prompts=(arguments.prompts,), text=(arguments.text,), new=96,
         )  # fmt: skip
         document = cli_eval.evaluate([str(folder)], None, options, Progress())
         if document["problems"]:
@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> Row:
             "tasks": [{k: r[k] for k in KEPT} for r in kept["tasks"]],
             "text": {m["metric"]: m["values"][0] for m in document["measurements"]
                      if m["where"]["artifact"] == student["name"]},
+            "judged": document["judged"]["files"],
+            "prompts": Path(arguments.prompts).stem,
             "text_tokens": document["measurements"][0]["extra"]["tokens"],
             "generation": document["generation"],
             "calibration": {t: c["error"] for t, c in document["calibration"][student["name"]].items()},
@@ -113,7 +115,7 @@ def table(records: list[Row]) -> str:
         "\n".join(lines) + f"\n\nScore of the student / of its float32 teacher, {items:,} items a task, 0 shots, "
         "through llama.cpp; ▼ where McNemar's exact test finds the student worse (p below 0.05). Retention is score "
         "above chance ÷ the teacher's, ± its standard error over paired items. KL on "
-        f"{last['text_tokens']:,} held-out tokens."
+        f"{last['text_tokens']:,} held-out tokens of the files in the record."
     )
 
 
@@ -129,6 +131,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--limit", type=int, default=500, help="items of each task")
+    parser.add_argument("--text", default="package:text/judge/*.txt")
+    parser.add_argument("--prompts", default="package:chat/instructions.jsonl")
     parser.add_argument("--threads", type=int, default=2)
 
 
