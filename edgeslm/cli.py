@@ -183,21 +183,11 @@ def evaluate(
     from edgeslm.progress import Progress
 
     options = cli_eval.Options(
-        text=tuple(text or (cli_eval.OWN_TEXT,)),
-        context=context,
-        windows=windows,
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
-        data=data,
-        limit=limit,
-        shots=shots,
-        max_length=max_length,
-        chat=chat_template,
+        text=tuple(text or (cli_eval.OWN_TEXT,)), context=context, windows=windows,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()), data=data, limit=limit, shots=shots,
+        max_length=max_length, chat=chat_template, new=new_tokens, churn=churn, threads=threads, keep=not no_cache,
         prompts=tuple(cli_eval.OWN_PROMPTS if p == "own" else p for p in prompts or ()),
-        new=new_tokens,
-        churn=churn,
-        threads=threads,
-        keep=not no_cache,
-    )
+    )  # fmt: skip
     bounds = cli_eval.bounds(at_least or [], at_most or [])
     document = cli_eval.evaluate(models, teacher, options, Progress(quiet or as_json), bounds)
     typer.echo(cli_eval.finish(document, bounds, models, out, as_json))
