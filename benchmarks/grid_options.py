@@ -36,14 +36,14 @@ def run(arguments: argparse.Namespace) -> Row:
 
     student, judged, overrides = quality_ladder.prepared(arguments)
     key = identity(student, judged)
-    base = {"recipe": arguments.recipe.name, "model": student.name, "key": key}
+    base = {"recipe": arguments.recipe.name, "model": student.name, "key": key, "set": arguments.set}
     for arm in arguments.arms:
 
         def save(row: Row, arm: str = arm) -> None:
             record.append(NAME, {"kind": "row", "arm": arm, "changed": ARMS[arm]} | base | row)
 
         our_rows(
-            {arm: arguments.recipe}, arguments.seeds, [*overrides, *ARMS[arm]], student, judged, arguments.runs,
+            {arm: arguments.recipe}, arguments.seeds, [*overrides, *arguments.set, *ARMS[arm]], student, judged, arguments.runs,
             arguments.threads, save,
             done={(r["arm"], r["seed"], r["training"]) for r in rows() if all(r[k] == v for k, v in base.items())},
         )  # fmt: skip
@@ -88,12 +88,17 @@ def table(records: list[Row]) -> str:
             trained = ", ".join(f"{r['curve'][-1]['kl']:.4f}" for r in found)
             share = statistics.fmean(r["kl"] for r in found) / first
             lines.append(f"| {recipe.removesuffix('.yaml')} | {arm} | {shipped} | {trained} | {share:.2f} |")
-    return "\n".join(lines)
+    tokens = sorted({r["training_tokens"] for arms in by_recipe(records).values() for f in arms.values() for r in f})
+    trained = " or ".join(f"{n:,}" for n in tokens)
+    return (
+        "\n".join(lines) + f"\n\nShipped files through llama.cpp, {trained} training tokens; *in training*: in torch."
+    )
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     quality_ladder.student_options(parser)
     parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe, for every arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 
