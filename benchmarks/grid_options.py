@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> Row:
             record.append(NAME, {"kind": "row", "arm": arm, "changed": ARMS[arm]} | base | row)
 
         our_rows(
-            {arm: arguments.recipe}, arguments.seeds, [*overrides, *arguments.set, *ARMS[arm]], student, judged, arguments.runs,
-            arguments.threads, save,
+            {arm: arguments.recipe}, arguments.seeds, [*overrides, *arguments.set, *ARMS[arm]], student, judged,
+            arguments.runs, arguments.threads, save,
             done={(r["arm"], r["seed"], r["training"]) for r in rows() if all(r[k] == v for k, v in base.items())},
         )  # fmt: skip
     return {"kind": "end", **base, "versions": record.versions("edgeslm", "torch", "transformers", "llama-cpp-python")}
