@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> Row:
     from edgeslm.progress import Progress
     from edgeslm.quantize.freeze import freeze_floats
 
+    if arguments.data is None:
+        raise SystemExit("--data names a folder of <task>.jsonl files; give one")
     torch.set_num_threads(arguments.threads)
     loaded = load(resolve(arguments.model or DEFAULT_TEACHER, Path.cwd()), torch.float32)
     with tempfile.TemporaryDirectory() as work:
@@ -225,7 +227,7 @@ def sentence(entry: Row) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="folder of <task>.jsonl files")
+    parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files")
     parser.add_argument("--model", help="the teacher (default: the embedded one)")
     parser.add_argument("--text", default="package:text/judge/austen-persuasion.txt")
     parser.add_argument("--context", type=int, default=512)

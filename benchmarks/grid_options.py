@@ -34,6 +34,8 @@ Row = dict[str, Any]
 def run(arguments: argparse.Namespace) -> Row:
     from benchmarks.rivals.student import identity
 
+    if arguments.recipe is None:
+        raise SystemExit("--recipe names the recipe whose options are changed; give one")
     student, judged, overrides = quality_ladder.prepared(arguments)
     key = identity(student, judged)
     base = {"recipe": arguments.recipe.name, "model": student.name, "key": key, "set": arguments.set}
@@ -97,7 +99,7 @@ def table(records: list[Row]) -> str:
 
 def options(parser: argparse.ArgumentParser) -> None:
     quality_ladder.student_options(parser)
-    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, help="a recipe whose teacher is the float model")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe, for every arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -118,7 +118,8 @@ def test_int8_activations_change_the_product_and_not_the_weights(form: str, tmp_
     rows, logits = run(tmp_path)
     wanted = (weights @ weights.T).numpy()
     assert np.array_equal(rows, weights.numpy())
-    assert 1e-6 < np.abs(logits - wanted).max() / np.abs(wanted).max() < 0.03
+    least = -1.0 if form == "q1_0" else 1e-6  # inputs of plus and minus one scale lose nothing in int8
+    assert least < np.abs(logits - wanted).max() / np.abs(wanted).max() < 0.03
     assert verify(artifact, frozen)["first_mismatch"] is None
 
 
