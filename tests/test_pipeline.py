@@ -241,7 +241,13 @@ def test_a_teacher_with_another_vocabulary_is_refused(folder, tmp_path):
 
 def test_ctrl_c_leaves_with_a_sentence_and_the_run_goes_on(folder, whole, tmp_path):
     command = [sys.executable, "-m", "edgeslm", "run", folder / "tiny.yaml", "--runs", tmp_path]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not list(tmp_path.glob("tiny/data-*")):
         time.sleep(0.002)  # early: training, export and evaluation are still to come
