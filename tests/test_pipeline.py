@@ -605,3 +605,10 @@ def test_a_model_that_begins_its_texts_is_trained_and_judged_so(folder, tmp_path
         with pytest.raises(InterruptedError):
             ship._evaluate(each, tmp_path)
     assert given == [0, None]
+
+
+def test_training_that_makes_a_student_worse_says_so(folder, tmp_path):
+    done = edgeslm("run", folder / "tiny.yaml", "distill.train.lr=0.5", "--runs", tmp_path, "--until", "distill")
+    assert done.returncode == 0 and "WARNING: training made the student worse" in done.stderr
+    well = edgeslm("run", folder / "tiny.yaml", "quantize.start=1", "--runs", tmp_path / "well", "--until", "distill")
+    assert well.returncode == 0 and "WARNING" not in well.stderr, well.stderr

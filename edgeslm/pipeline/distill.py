@@ -75,6 +75,8 @@ def _distill(context: Context, folder: Path) -> None:
     config = student.config.to_dict()
     frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
+    if worse := worse_than_start(points.points):
+        context.progress.say(f"  distil: WARNING: {worse}")
     forwards = _forward_kls(context, student, judge, frozen, points.windows)
     _summary(context, folder, config, teacher is not None, points, forwards)
 
@@ -111,6 +113,16 @@ def _forward_kls(context: Context, student: Any, judge: Any, frozen: Any, window
         with uncompiled():
             found[str(dtype).removeprefix("torch.")] = closeness(student, teacher, windows).kl
     return found
+
+
+def worse_than_start(points: list[dict[str, float]]) -> str:
+    """A sentence where training took the student further from its teacher than it was; empty where it did not."""
+    if len(points) < 2 or points[-1]["kl"] <= points[0]["kl"]:
+        return ""
+    return (
+        f"training made the student worse: held-out KL to the teacher was {points[0]['kl']:.4f} before it and is "
+        f"{points[-1]['kl']:.4f} now; lower distill.train.lr (ten times is a fair first try) or train on other text"
+    )
 
 
 class _Points:
