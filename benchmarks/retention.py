@@ -105,7 +105,10 @@ def table(records: list[Row]) -> str:
         student = next(k for k in r["generation"] if k.startswith("student"))
         teacher = next(k for k in r["generation"] if k.startswith("teacher"))
         followed = [r["generation"][side]["instructions_followed"] for side in (student, teacher)]
-        mean = "–" if r["retention"] is None else f"**{r['retention']:.2f}** ± {r['standard_error']:.2f}"
+        counted = sum(t["value"] is not None for t in r["tasks"])
+        mean = "–"
+        if r["retention"] is not None:
+            mean = f"**{r['retention']:.2f}** ± {r['standard_error']:.2f} ({counted} tasks)"
         cells = [name, f"{r['bits']:.2f}", *(_cell(by.get(task)) for task in tasks), mean, f"{r['text']['kl']:.3f}",
                  f"{followed[0]:.0%} of {followed[1]:.0%}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
@@ -114,7 +117,8 @@ def table(records: list[Row]) -> str:
     return (
         "\n".join(lines) + f"\n\nScore of the student / of its float32 teacher, {items:,} items a task, 0 shots, "
         "through llama.cpp; ▼ where McNemar's exact test finds the student worse (p below 0.05). Retention is score "
-        "above chance ÷ the teacher's, ± its standard error over paired items. KL on "
+        "above chance ÷ the teacher's, ± its standard error over paired items, over the tasks where the teacher itself "
+        "is clearly above chance. KL on "
         f"{last['text_tokens']:,} held-out tokens of the files in the record."
     )
 
