@@ -33,12 +33,10 @@ Row = dict[str, Any]
 def windows_of(paths: str, tokenizer: Any, context: int, count: int) -> list[list[int]]:
     """`count` windows taken evenly over the files, as an evaluation takes them."""
     from edgeslm.data.text import documents
-    from edgeslm.evaluate.closeness import windows
+    from edgeslm.evaluate.closeness import even_windows
     from edgeslm.recipe import expand
 
-    texts = documents(expand([paths], Path.cwd()), tokenizer)
-    share = -(-count // len(texts))
-    return [w for ids in texts for w in windows(ids, context, share)][:count]
+    return even_windows(documents(expand([paths], Path.cwd()), tokenizer), context, count)
 
 
 def prepared(arguments: argparse.Namespace) -> tuple[Student, list[list[int]], list[str]]:

@@ -83,11 +83,7 @@ def show(records: list[Row]) -> Row:
         mean = "-" if r["retention"] is None else f"{r['retention']:.3f} ± {r['standard_error']:.3f}"
         print(f"{name:28} {r['bits']:5.2f} bits  retention {mean}  KL {r['text']['kl']:.4f}")
         for t in r["tasks"]:
-            value = (
-                "teacher not clearly above chance"
-                if t["value"] is None
-                else f"{t['value']:.3f} ± {t['standard_error']:.3f}"
-            )
+            value = t["why"] or f"{t['value']:.3f} ± {t['standard_error']:.3f}"
             print(f"    {t['task']:16} {t['student']:.3f} of {t['teacher']:.3f} (chance {t['chance']:.3f})  {value}")
     return headline(records)
 

@@ -217,7 +217,7 @@ def evaluate(
 def _windows(options: Options, tokenizer: Any, limit: int) -> tuple[list[list[int]], dict[str, Any]]:
     """(windows to judge by, what they were cut from), both empty when text is left out. Raises DataError."""
     from edgeslm.data.text import documents
-    from edgeslm.evaluate.closeness import windows
+    from edgeslm.evaluate.closeness import even_windows
     from edgeslm.pipeline.stage import digest
     from edgeslm.recipe import expand
 
@@ -226,8 +226,7 @@ def _windows(options: Options, tokenizer: Any, limit: int) -> tuple[list[list[in
     if options.context > limit:
         raise DataError(f"--context {options.context}: the files were made for {limit} positions")
     found = expand(options.text, Path.cwd())
-    share = -(-options.windows // len(found))
-    chosen = [w for ids in documents(found, tokenizer) for w in windows(ids, options.context, share)][: options.windows]
+    chosen = even_windows(documents(found, tokenizer), options.context, options.windows)
     judged = {"files": [p.name for p in found], "windows": len(chosen), "context": options.context}
     return chosen, judged | {"digest": digest(chosen)}
 
@@ -293,11 +292,7 @@ def lines(document: dict[str, Any]) -> list[str]:
         out.append("")
         out.append(f"{student:32} {'teacher':>9} {'student':>9} {'chance':>8}  retention")
         for row in kept["tasks"]:
-            kept_share = (
-                "teacher not clearly above chance"
-                if row["value"] is None
-                else (f"{row['value']:.3f} ± {row['standard_error']:.3f}")
-            )
+            kept_share = row["why"] or f"{row['value']:.3f} ± {row['standard_error']:.3f}"
             difference = "" if row["difference"] == "none" else f"  {row['difference']} (p {row['p']:.2g})"
             out.append(
                 f"  {row['task']:30} {row['teacher']:9.3f} {row['student']:9.3f} {row['chance']:8.3f}  "

@@ -326,3 +326,10 @@ def test_a_document_of_nothing_still_has_a_page(tmp_path: Path) -> None:
     assert [s.key for s in sections] == ["headline", "problems"] and len(SECTIONS) == 8
     page = render(document, tmp_path)[0].read_text("utf-8")
     assert "it &lt;crashed&gt; &amp; died" in page
+
+
+def test_the_terminal_says_why_there_is_no_retention() -> None:
+    row = {"task": "piqa", "items": 4, "student": 0.5, "teacher": 0.5, "chance": 0.5, "value": None,
+           "standard_error": None, "why": "fewer than 30 items", "p": 1.0, "difference": "none"}  # fmt: skip
+    document = {"retention": {"s.gguf": {"tasks": [row], "mean": None, "standard_error": None}}}
+    assert "fewer than 30 items" in "\n".join(cli_eval.lines(document))

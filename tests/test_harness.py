@@ -241,7 +241,7 @@ def test_a_runtime_that_dies_gives_no_score(tmp_path: Path, monkeypatch: pytest.
     def die(*_: Any, **__: Any) -> None:
         raise RuntimeFailure("llama.cpp on tiny.gguf (likelihood) crashed with SIGSEGV")
 
-    monkeypatch.setattr(likelihood, "execute", die)
+    monkeypatch.setattr(likelihood, "execute_keeping", die)
     with pytest.raises(RuntimeFailure, match="SIGSEGV"):
         judge(Tasks(["piqa"], write(tmp_path / "data")), tmp_path)
 

@@ -179,7 +179,7 @@ def test_stores_keep_files_and_conditions_apart(tmp_path: Path, monkeypatch: pyt
         first, second = ask(teacher, asked, tmp_path / "w", one), ask(near, asked, tmp_path / "w", two)
         assert first != second
         monkeypatch.setattr(module, "conditions", lambda artifact: ["another version"])
-        monkeypatch.setattr(module, "execute", lambda *a, **k: None)
+        monkeypatch.setattr(module, "execute_keeping", lambda *a, **k: None)
         with pytest.raises(RuntimeFailure, match="never came"):  # what another version said is not taken
             ask(teacher, asked, tmp_path / "w", one)
 

@@ -48,6 +48,12 @@ def windows(ids: list[int], context: int, count: int) -> list[list[int]]:
     return found
 
 
+def even_windows(texts: list[list[int]], context: int, count: int) -> list[list[int]]:
+    """`count` windows at most, taken evenly over the texts so that every author has a say. Raises DataError."""
+    share = -(-count // len(texts))
+    return [window for ids in texts for window in windows(ids, context, share)][:count]
+
+
 def with_begin(windows: list[list[int]], bos_id: int | None) -> list[list[int]]:
     """Each window's first id replaced by the one that begins every text of the model, as llama.cpp's perplexity does;
     None leaves them."""

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Completed, Device
-from edgeslm.errors import DeviceError, RuntimeFailure
+from edgeslm.errors import DeviceError, EdgeSLMError, RuntimeFailure
 from edgeslm.measurement import Where
 from edgeslm.runtimes import RUNTIMES
 from edgeslm.runtimes.base import Job, Runtime
@@ -98,6 +98,19 @@ def execute(
         raise RuntimeFailure(failure_sentence(runtime, artifact.name, task["task"], done, timeout_s))
     result, arrays = _collect(device, runtime, artifact.name, task["task"], done, remote, workdir)
     return Outcome(runtime, job, result, arrays, note)
+
+
+def execute_keeping(
+    device: Device, artifact: Artifact, task: dict[str, Any], workdir: Path, found: Sized, total: int, **options: Any
+) -> None:
+    """`execute` in a scratch folder, for a task whose answers its `on_line` keeps in `found`: a failure says how many
+    of `total` there are. Raises RuntimeFailure, DeviceError."""
+    try:
+        with scratch(workdir) as folder:
+            execute(device, artifact, task, folder, **options)
+    except EdgeSLMError as error:
+        kept = f"; {len(found)} of {total} answers are kept, the same command goes on from there" if len(found) else ""
+        raise type(error)(f"{error}{kept}") from error
 
 
 def _once(

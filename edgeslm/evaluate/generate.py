@@ -10,8 +10,8 @@ from typing import Any
 
 from edgeslm.artifact import Artifact
 from edgeslm.devices.base import Device
-from edgeslm.errors import EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.execute import EXACT, execute, parse_line, scratch
+from edgeslm.errors import RuntimeFailure
+from edgeslm.evaluate.execute import EXACT, execute_keeping, parse_line
 from edgeslm.evaluate.likelihood import conditions
 from edgeslm.evaluate.store import Store, key_of
 from edgeslm.models.stop import stop_ids
@@ -109,12 +109,10 @@ def _ask(
             store.put({group[number][0]: kept})
             found[group[number][0]] = kept
 
-    try:
-        with scratch(workdir) as folder:
-            execute(device, artifact, task, folder, timeout_s=timeout_s, on_progress=on_progress, on_line=hear)
-    except EdgeSLMError as error:
-        kept = f"; {len(found)} of {len(group)} answers are kept, the same command goes on from there" if found else ""
-        raise type(error)(f"{error}{kept}") from error
+    total = len(group)
+    execute_keeping(
+        device, artifact, task, workdir, found, total, timeout_s=timeout_s, on_progress=on_progress, on_line=hear
+    )
     if len(found) != len(group):
         raise RuntimeFailure(f"{artifact.name}: {len(group) - len(found)} answers never came; run the same again")
     return found

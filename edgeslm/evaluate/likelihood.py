@@ -15,8 +15,8 @@ from typing import Any
 
 from edgeslm.artifact import Artifact, file_sha256
 from edgeslm.devices.base import Device
-from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure
-from edgeslm.evaluate.execute import EXACT, execute, parse_line, runtime_for, scratch
+from edgeslm.errors import DataError, RuntimeFailure
+from edgeslm.evaluate.execute import EXACT, execute_keeping, parse_line, runtime_for
 from edgeslm.evaluate.store import Store, key_of
 from edgeslm.runtimes.base import SHARED, WORKERS
 
@@ -125,11 +125,8 @@ def _ask(
             store.put(got)
             found.update(got)
 
-    try:
-        with scratch(workdir) as folder:
-            execute(device, artifact, task, folder, timeout_s=timeout_s, on_progress=on_progress, on_line=hear)
-    except EdgeSLMError as error:
-        total = sum(len(wanted) for _, wanted in asked)
-        kept = f"; {len(found)} of {total} answers are kept, the same command goes on from there" if found else ""
-        raise type(error)(f"{error}{kept}") from error
+    total = sum(len(wanted) for _, wanted in asked)
+    execute_keeping(
+        device, artifact, task, workdir, found, total, timeout_s=timeout_s, on_progress=on_progress, on_line=hear
+    )
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,9 @@ from edgeslm.errors import DataError
 
 
 def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeslm" / "answers"
+    from edgeslm.models.pypi import cache_folder
+
+    return cache_folder().with_name("answers")
 
 
 def key_of(*parts: Any) -> str:

@@ -10,15 +10,13 @@ from edgeslm.recipe import expand
 
 
 def heldout_windows(context: Context) -> list[list[int]]:
-    """Windows of `context` ids, taken evenly over the files so that every author has a say. Raises DataError."""
+    """Windows of `context` ids, taken evenly over the files. Raises DataError."""
     from edgeslm.data.text import documents
-    from edgeslm.evaluate.closeness import windows
+    from edgeslm.evaluate.closeness import even_windows
 
     part = context.recipe.evaluate
     texts = documents(expand(part.paths, context.base), context.tokenizer)
-    share = -(-part.windows // len(texts))
-    found = [w for ids in texts for w in windows(ids, part.context, share)]
-    return found[: part.windows]
+    return even_windows(texts, part.context, part.windows)
 
 
 def heldout_ids(context: Context) -> Any:
