@@ -75,13 +75,14 @@ def step_seconds(repeats: int) -> float:
     import torch
 
     from edgeslm import compute
+    from edgeslm.data.batch import Batch
     from edgeslm.models.load import load
     from edgeslm.models.source import resolve
     from edgeslm.quantize.masters import attach
     from edgeslm.quantize.plan import Plan
     from edgeslm.recipe_parts import DEFAULT_TEACHER
     from edgeslm.schemes.objective import Objective
-    from edgeslm.schemes.step import Batch, Step, StepSettings
+    from edgeslm.schemes.step import Step, StepSettings
     from edgeslm.teachers.live import LiveTeacher
 
     source = resolve(DEFAULT_TEACHER, Path.cwd())

@@ -59,10 +59,11 @@ def count_memory_from_here() -> None:
 def ours(steps: int) -> list[dict[str, float]]:
     import torch
 
+    from edgeslm.data.batch import Batch
     from edgeslm.quantize.masters import attach
     from edgeslm.quantize.plan import Plan
     from edgeslm.schemes.objective import Objective
-    from edgeslm.schemes.step import Batch, Step, StepSettings
+    from edgeslm.schemes.step import Step, StepSettings
     from edgeslm.teachers.live import LiveTeacher
 
     student, teacher, rows = models()

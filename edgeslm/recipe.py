@@ -17,10 +17,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from edgeslm import recipe_text
 from edgeslm.errors import RecipeError
+from edgeslm.recipe_distill import DistillPart
 from edgeslm.recipe_parts import (
     BenchmarkPart,
     DataPart,
-    DistillPart,
     EvaluatePart,
     ExportPart,
     Part,

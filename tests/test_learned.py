@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from edgeslm.data.batch import Batch
 from edgeslm.formats import FORMATS
 from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.masters import attach
 from edgeslm.quantize.plan import Plan
 from edgeslm.schemes.objective import Objective
-from edgeslm.schemes.step import Batch, Step, StepSettings
+from edgeslm.schemes.step import Step, StepSettings
 from edgeslm.teachers.live import LiveTeacher
 from tests.tiny import llama
 
@@ -95,10 +96,10 @@ def test_a_restart_from_a_checkpoint_gives_the_same_weights(tmp_path):
     whole, teacher, batch = _step(5.0)
     for index in range(4):
         if index == 2:
-            checkpoint.save(whole, 2, tmp_path)
+            checkpoint.save([whole], {}, 2, tmp_path)
         whole(batch, teacher, lr=1e-3, grid=True, index=index)
     again, _, _ = _step(5.0)
-    assert checkpoint.load(again, tmp_path) == 2
+    assert checkpoint.load([again], {}, tmp_path) == 2
     again.masters.set_weights(grid=True, refit=False)
     for index in range(2, 4):
         again(batch, teacher, lr=1e-3, grid=True, index=index)

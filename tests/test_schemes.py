@@ -8,12 +8,13 @@ import pytest
 import tiny
 import torch
 
+from edgeslm.data.batch import Batch
 from edgeslm.quantize.masters import attach
 from edgeslm.quantize.plan import Plan
 from edgeslm.schemes import head_loss as head_module
 from edgeslm.schemes.objective import Objective, masked_mean
 from edgeslm.schemes.schedule import SCHEDULES
-from edgeslm.schemes.step import Batch, Diverged, Step, StepSettings
+from edgeslm.schemes.step import Diverged, Step, StepSettings
 from edgeslm.teachers.live import LiveTeacher
 
 KL = [{"loss": "forward_kl"}]

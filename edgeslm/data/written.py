@@ -19,6 +19,8 @@ from edgeslm.data.chat import json_lines, template_ids
 from edgeslm.errors import DataError
 from edgeslm.models.stop import begun
 
+Mix = Callable[[Sequence[Tensor]], Tensor]  # logits [B, V] of each author -> logits [B, V]
+
 
 @dataclass(frozen=True)
 class WriteSettings:
@@ -66,7 +68,7 @@ def write(
     for at in range(0, len(wanted), settings.batch):
         chosen = by_length[at : at + settings.batch]
         generator = torch.Generator(device="cpu").manual_seed(settings.seed + at)
-        texts = _write_batch(model, [wanted[i] for i in chosen], settings, set(stop_ids), generator)
+        texts = write_batch([model], None, [wanted[i] for i in chosen], settings, set(stop_ids), generator)
         written.update(zip(chosen, texts, strict=True))
         if on_progress:
             on_progress(len(written), len(wanted))
@@ -74,17 +76,26 @@ def write(
 
 
 @torch.no_grad()
-def _write_batch(
-    model: nn.Module, prompts: list[list[int]], settings: WriteSettings, stop: set[int], generator: torch.Generator
+def write_batch(
+    authors: Sequence[nn.Module],
+    mix: Mix | None,
+    prompts: list[list[int]],
+    settings: WriteSettings,
+    stop: set[int],
+    generator: torch.Generator,
 ) -> list[list[int]]:
-    device = next(model.parameters()).device
+    """Prompts with what the authors wrote after them, at most `max_new` tokens and no further than a stop token.
+    Several authors write each token together, from what `mix` makes of their logits."""
+    device = next(authors[0].parameters()).device
     longest = max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)  # [B, T]
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
-    cache, texts, open_rows = DynamicCache(), [list(p) for p in prompts], list(range(len(prompts)))
+    caches = [DynamicCache() for _ in authors]
+    texts, open_rows = [list(p) for p in prompts], list(range(len(prompts)))
     for _ in range(settings.max_new):
-        logits = _next_logits(model, ids, seen, positions, cache)  # [B, V]
+        given = [_next_logits(a, ids, seen, positions, c) for a, c in zip(authors, caches, strict=True)]  # [B, V] each
+        logits = given[0] if mix is None else mix(given)
         chosen = sample(logits.cpu(), settings.temperature, settings.top_k, settings.top_p, generator)
         for row, token in zip(open_rows, chosen.tolist(), strict=True):
             texts[row].append(token)
@@ -93,7 +104,8 @@ def _write_batch(
             break
         if len(alive) < len(open_rows):  # finished rows leave the batch
             keep = torch.tensor(alive, device=device)
-            cache.batch_select_indices(keep)
+            for cache in caches:
+                cache.batch_select_indices(keep)
             seen, positions, chosen = seen[keep], positions[keep], chosen[alive]
             open_rows = [open_rows[i] for i in alive]
         ids = chosen[:, None].to(device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import check_files, check_losses, check_text
+from edgeslm.pipeline import check_files, check_losses, check_teachers, check_text
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import Recipe, expand
@@ -67,6 +67,7 @@ def check(context: Context) -> Findings:
             found.attempt(lambda: check_text.exported(context, summary, student))
         found.attempt(lambda: _plan(context, summary, student, found))
         found.attempt(lambda: check_grid(context, summary.config))
+        check_teachers.teachers(context, found, summary, student)
     if recipe.distill.train.compile and compute.compiler_missing(context.compute.device.type):
         found.problems.append(
             "distill.train.compile: there is no C++ compiler here (g++ or clang++) to make CPU code with; "
@@ -159,12 +160,11 @@ def _describe_plan(
     context: Context, summary: Any, shape: dict[str, Any], size: int, parameters: int, found: Findings
 ) -> None:
     from edgeslm import compute, units
-    from edgeslm.knowledge import LOSSES
+    from edgeslm.pipeline.distill import taught_live
 
     recipe = context.recipe
     flops = compute.matmul_flops(context.compute, seconds=0.2)
-    losses = [LOSSES.get(term.loss) for term in recipe.distill.objective]  # an unknown one is told elsewhere
-    teacher = summary.config if any(loss is None or loss.needs_teacher for loss in losses) else None
+    teacher = summary.config if taught_live(context) else None
     bound = cost.training_bound(shape, recipe.data.sequence, flops, teacher)
     kinds = ", ".join(f"{n} {name}" for name, n in summary.formats.items())
     found.plan += [

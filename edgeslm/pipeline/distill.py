@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeslm import cost
-from edgeslm.pipeline.grid import grid_slice, on_teachers_grid, start_on_grid
+from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_start
+from edgeslm.pipeline.grid import grid_slice, start_on_grid
+from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
 from edgeslm.pipeline.prepare import student_model
-from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, computing, read_json
 
 
 def _slice(context: Context) -> Any:
     recipe = context.recipe
     parts = [part.model_dump(mode="json") for part in (recipe.quantize, recipe.distill)]
     planned = plan_of(context).rules if recipe.quantize.target else None
+    recorded = context.folders.get("record")
     return (
         parts,
-        recipe.teacher.format,
+        recipe.teacher.model_dump(mode="json", exclude={"model", "sha256", "tokenizer"}),
+        [source.sha256 for source in (*more_sources(context), *named_by_scheme(context))],
+        recorded.name if recorded else None,
         recipe.seed,
         computing(context),
         chosen_student(context),
@@ -30,37 +34,28 @@ def _distill(context: Context, folder: Path) -> None:
     import torch
 
     from edgeslm import compute
-    from edgeslm.data.order import order
     from edgeslm.data.rows import Rows
     from edgeslm.quantize.freeze import freeze
-    from edgeslm.quantize.masters import attach
-    from edgeslm.schemes import SCHEMES, checkpoint
-    from edgeslm.schemes.objective import Objective
-    from edgeslm.schemes.offline import Loop
-    from edgeslm.schemes.step import Step
-    from edgeslm.teachers.live import LiveTeacher
+    from edgeslm.schemes import SCHEMES
+    from edgeslm.schemes.loop import Loop
 
     recipe, train, chosen = context.recipe, context.recipe.distill.train, context.compute
     torch.manual_seed(recipe.seed)
     compute.reset_peak_memory(chosen)
-    student = student_model(context)
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
-    assigned = plan_of(context).assign(shapes_of(student))
-    masters = attach(student, assigned, chosen.dtype)
-    start_on_grid(context, student, masters, rows, resumed=(folder / checkpoint.NAME).exists())
-    objective = Objective.build([t.model_dump() for t in recipe.distill.objective])
     judge = context.load_teacher(chosen.dtype).model
-    guide = judge if recipe.teacher.format is None else on_teachers_grid(context, chosen.dtype)
-    teacher = LiveTeacher(guide) if objective.needs_teacher else None
+    base = _base(context)
+    guides = teachers(context, judge) if taught_live(context) else None
+    steps = [_step(context, folder, rows, guides, base) for _ in range(getattr(recipe.distill.scheme, "peers", 1))]
+    student = steps[0].model
     if train.compile:
-        compute.compile_layers(student)
-        compute.compile_layers(guide)
-    step = Step(student, masters, objective, _settings(context, student, assigned))
-    shares = [s.share for s in recipe.data.sources]
-    points = _Points(context, student, judge, folder)
+        for model in (*(step.model for step in steps), *(guides.models if guides else ())):
+            compute.compile_layers(model)
+    points = Points(context, student, judge, folder, base)
+    order = read_order(context, rows)
     loop = Loop(
         rows=rows,
-        order=order(rows, shares, train.steps * recipe.batch_rows, recipe.seed),
+        order=order,
         batch_rows=recipe.batch_rows,
         train=train,
         grid_start=round(recipe.quantize.start * train.steps),
@@ -68,17 +63,87 @@ def _distill(context: Context, folder: Path) -> None:
         progress=context.progress,
         device=chosen.device,
         measure=points,
+        keep=_kept_points(context, student, folder),
+        load=another(context),
+        on_policy=on_policy(context, guides),
     )
-    SCHEMES[recipe.distill.scheme.kind](step, teacher, loop)
+    teacher: Any = guides if recipe.distill.targets.kind == "live" else _recorded(context, rows, order)
+    SCHEMES[recipe.distill.scheme.kind](steps, teacher, loop, recipe.distill.scheme)
     metadata = _metadata(context)
     tokenizer = context.folders["teacher"] / "tokenizer"
     config = student.config.to_dict()
-    frozen = freeze(masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
+    frozen = freeze(steps[0].masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
     if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")
-    forwards = _forward_kls(context, student, judge, frozen, points.windows)
-    _summary(context, folder, config, teacher is not None, points, forwards)
+    forwards = forward_kls(context, student, judge, frozen, points.windows, base)
+    summary(context, folder, config, guides is not None, points, forwards)
+
+
+def taught_live(context: Context) -> bool:
+    """Whether the recipe's own teachers must run beside the student."""
+    from edgeslm.knowledge import LOSSES
+
+    distill = context.recipe.distill
+    scheme = distill.scheme
+    if distill.targets.kind != "live":
+        return False
+    if scheme.kind == "online":
+        return scheme.outer_share > 0
+    if scheme.kind == "self" and scheme.teacher != "deep":
+        return False
+    needs = any(getattr(LOSSES.get(term.loss), "needs_teacher", True) for term in distill.objective)
+    writes = distill.on_policy is not None and distill.on_policy.teacher_share > 0
+    return needs or writes or scheme.kind == "blockwise"
+
+
+def _step(context: Context, folder: Path, rows: Any, guides: Any, base: Any) -> Any:
+    """A student on its plan, its objective and its optimiser."""
+    from edgeslm.quantize.masters import attach
+    from edgeslm.schemes import checkpoint
+    from edgeslm.schemes.step import Step
+    from edgeslm.teachers.live import LiveTeacher
+
+    student = student_model(context)
+    assigned = plan_of(context).assign(shapes_of(student))
+    masters = attach(student, assigned, context.compute.dtype)
+    start_on_grid(context, student, masters, rows, resumed=(folder / checkpoint.NAME).exists())
+    main, stages = objectives(context, student, guides)
+    settings = _settings(context, student, assigned)
+    return Step(student, masters, main, settings, base=LiveTeacher(base) if base else None, stages=stages)
+
+
+def _base(context: Context) -> Any:
+    """The earlier student of a residual scheme, frozen."""
+    scheme = context.recipe.distill.scheme
+    if scheme.kind != "residual":
+        return None
+    model = context.load(context.resolve(scheme.base), context.compute.dtype).model
+    return model.requires_grad_(False)  # type: ignore[operator]
+
+
+def _recorded(context: Context, rows: Any, order: Any) -> Any:
+    from edgeslm.pipeline.record import targets_folder
+    from edgeslm.teachers.recorded import RecordedTeacher
+
+    return RecordedTeacher(targets_folder(context), rows, [int(i) for i in order])
+
+
+def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]:
+    """{updates done: what keeps the student as it then is}."""
+    from edgeslm.models.load import write_tokenizer
+
+    train = context.recipe.distill.train
+
+    def keeper(point: int) -> Any:
+        def keep() -> None:
+            place = folder / "route" / str(point)
+            student.save_pretrained(place)
+            write_tokenizer(context.tokenizer, place)
+
+        return keep
+
+    return {round(train.steps * p / (train.keep + 1)): keeper(p) for p in range(1, train.keep + 1)}
 
 
 def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
@@ -94,107 +159,16 @@ def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
         activations.install(student, assigned, part.activations)
         names = {id(weight): name for name, weight in student.named_parameters()}
         head = activations.rounding(assigned[names[id(head_weight(student))]], part.activations)
-    return StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, every, share, head)
+    exits = getattr(context.recipe.distill.scheme, "exits", ())
+    own = train.loss_lr / train.lr
+    return StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, every, share, head, own, exits)
 
 
-def _forward_kls(context: Context, student: Any, judge: Any, frozen: Any, windows: Any) -> dict[str, float]:
-    """{type: KL to the teacher of what was frozen, both computed in it}, for the type of training and float32: what
-    rounding in compute hides."""
-    import torch
-
-    from edgeslm.compute import uncompiled
-    from edgeslm.schemes.measure import closeness
-
-    found = {}
-    for dtype in dict.fromkeys((context.compute.dtype, torch.float32)):
-        for name, parameter in student.named_parameters():
-            parameter.data = frozen.tensors[name].decode().to(context.compute.device, dtype)
-        teacher = judge if dtype == context.compute.dtype else context.load_teacher(dtype).model
-        with uncompiled():
-            found[str(dtype).removeprefix("torch.")] = closeness(student, teacher, windows).kl
-    return found
-
-
-def worse_than_start(points: list[dict[str, float]]) -> str:
-    """A sentence where training took the student further from its teacher than it was; empty where it did not."""
-    if len(points) < 2 or points[-1]["kl"] <= points[0]["kl"]:
-        return ""
-    return (
-        f"training made the student worse: held-out KL to the teacher was {points[0]['kl']:.4f} before it and is "
-        f"{points[-1]['kl']:.4f} now; lower distill.train.lr (ten times is a fair first try) or train on other text"
-    )
-
-
-class _Points:
-    """Closeness on the text to judge by, a few times a run; kept across a restart, but not across another text."""
-
-    def __init__(self, context: Context, student: Any, judge: Any, folder: Path):
-        from edgeslm.pipeline.heldout import heldout_ids, judged
-
-        self.context, self.student, self.judge = context, student, judge
-        self.path = folder / "heldout.json"
-        self.judged = judged(context)
-        kept: dict[str, Any] = read_json(self.path) if self.path.exists() else {"judged": {}}
-        same = kept["judged"].get("digest") == self.judged["digest"]
-        self.points: list[dict[str, float]] = kept["points"] if same else []
-        self.windows = heldout_ids(context)
-
-    def __call__(self, done: int) -> None:
-        from edgeslm.compute import uncompiled
-        from edgeslm.schemes.measure import closeness
-
-        tokens = done * self.context.recipe.distill.train.batch_tokens
-        with uncompiled():
-            found = closeness(self.student, self.judge, self.windows)
-        point = {"tokens": tokens, "kl": found.kl, "top1": found.top1, "loss": found.loss, "judged": found.tokens}
-        self.points = [p for p in self.points if p["tokens"] < tokens] + [point]
-        write_json(self.path, {"judged": self.judged, "points": self.points})
-        self.context.progress.say(
-            f"  distil: after {tokens:,} tokens KL to the teacher {found.kl:.4f} nats a token, "
-            f"top-1 agreement {100 * found.top1:.1f} % ({found.tokens:,} held-out tokens)"
-        )
-
-
-def _summary(
-    context: Context,
-    folder: Path,
-    config: Any,
-    teacher: bool,
-    points: _Points,
-    forwards: dict[str, float],
-) -> None:
-    """Speed comes from the log, so that it is right after a restart; the bound from one matrix product now."""
-    import json
-    import statistics
-
-    from edgeslm import compute
-
-    recipe = context.recipe
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    rates = [line["tokens_per_s"] for line in lines]
-    rate = statistics.median(rates) if rates else None
-    teacher_config = read_json(context.folders["teacher"] / "teacher.json")["config"] if teacher else None
-    flops = compute.matmul_flops(context.compute)
-    bound = cost.training_bound(config, recipe.data.sequence, flops, teacher_config)
-    write_json(
-        folder / "summary.json",
-        {
-            "steps": recipe.distill.train.steps,
-            "tokens": recipe.tokens,
-            "seconds": sum(line["seconds"] for line in lines),  # of all steps, whatever process made them
-            "tokens_per_s": rate,
-            "bound_tokens_per_s": bound,
-            "share_of_bound": None if rate is None else rate / bound,
-            "matmul_flops_per_s": flops,
-            "peak_memory_bytes": compute.peak_memory_bytes(context.compute),  # of the process that ended the training
-            "dtype": str(context.compute.dtype).removeprefix("torch."),
-            "device": str(context.compute.device),
-            "threads": context.compute.threads,
-            "heldout": points.points,
-            "judged": points.judged,
-            "kl_by_forward": forwards,  # the same frozen integers, computed in either type
-        },
-    )
+def named_by_scheme(context: Context) -> list[Any]:
+    """Models that the scheme names. Raises ModelError."""
+    scheme = context.recipe.distill.scheme
+    specs = scheme.anchors if scheme.kind == "route" else (scheme.base,) if scheme.kind == "residual" else ()
+    return [context.resolve(spec) for spec in specs]
 
 
 def plan_of(context: Context) -> Any:
@@ -253,4 +227,4 @@ def chosen_student(context: Context) -> Any:
 
 
 # the student stage is read too, but through `chosen_student`: other text to judge by must not train anew
-DISTILL = Stage("distill", ("teacher", "data"), _slice, _distill)
+DISTILL = Stage("distill", ("teacher", "data"), _slice, _distill, resumes=True)

@@ -41,7 +41,7 @@ def _data(context: Context, folder: Path) -> None:
     for index, source in enumerate(context.recipe.data.sources):
         documents = _documents(context, source, index)
         name = f"{index}:{source.kind}"
-        parts.append(pack(documents, context.recipe.data.sequence, _separator(context), name))
+        parts.append(pack(documents, context.recipe.data.sequence, separator(context), name))
         context.progress.say(f"  data: {name} gives {len(parts[-1])} rows of {context.recipe.data.sequence} tokens")
     rows = Rows.join(parts)
     rows.save(folder / "rows.safetensors")
@@ -77,7 +77,7 @@ def _written(context: Context, source: Any, index: int) -> list[list[int]]:
         return write(teacher.model, prompts, settings, stop_ids(context.tokenizer), bar.reach)
 
 
-def _separator(context: Context) -> int:
+def separator(context: Context) -> int:
     """Between documents: the end-of-text token of the vocabulary, which need not be the end of a chat turn."""
     vocabulary = context.tokenizer.get_vocab()
     end = vocabulary.get("<|endoftext|>", context.tokenizer.eos_token_id)

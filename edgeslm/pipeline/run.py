@@ -18,17 +18,19 @@ from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
 from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
+from edgeslm.pipeline.record import RECORD
 from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
 from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
 
-STAGES = (TEACHER, DATA, STUDENT, PLAN, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+STAGES = (TEACHER, DATA, STUDENT, PLAN, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """Those that a recipe needs: only a size to meet needs planning."""
-    return tuple(s for s in STAGES if s is not PLAN or recipe.quantize.target is not None)
+    """Those that a recipe needs: only a size to meet needs planning, only recorded targets a recording."""
+    left_out = {PLAN.name: recipe.quantize.target is None, RECORD.name: recipe.distill.targets.kind == "live"}
+    return tuple(s for s in STAGES if not left_out.get(s.name, False))
 
 
 def run(
@@ -119,7 +121,7 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
         done.unlink()  # first: stopped while it is cleared away, the folder must not look finished
         shutil.rmtree(folder)
     resumed = folder.exists()
-    if folder.exists() and stage is not DISTILL:  # only training goes on inside a stage; other stages start clean
+    if folder.exists() and not stage.resumes:
         shutil.rmtree(folder)
     context.progress.say(f"{stage.name}: {'goes on in' if resumed else 'starts in'} {folder.name}")
     start = time.perf_counter()

@@ -35,7 +35,10 @@ PACKAGE = Path(__file__).parent.parent
 WEIGHTS: tuple[str, ...] = (
     "data", "formats", "knowledge", "models", "quantize", "schemes", "students", "teachers", "compute.py",
 )  # fmt: skip
-WEIGHTS += tuple(f"pipeline/{name}.py" for name in ("stage", "prepare", "heldout", "grid", "planning", "distill"))
+WEIGHTS += tuple(
+    f"pipeline/{name}.py"
+    for name in ("stage", "prepare", "heldout", "grid", "guides", "planning", "record", "follow", "distill")
+)
 RUN = "run:"  # a teacher that an earlier run shipped: run:NAME
 
 
@@ -50,6 +53,7 @@ class Stage:
     run: Callable[[Context, Path], None]
     rooms: tuple[str, ...] = WEIGHTS
     packages: tuple[str, ...] = ("torch", "transformers")
+    resumes: bool = False  # goes on inside its folder when it was stopped; other stages start clean
 
 
 @dataclass
@@ -75,22 +79,30 @@ class Context:
 
     @cached_property
     def source(self) -> Source:
+        """The recipe's first teacher."""
+        part = self.recipe.teacher
+        return self.resolve(part.model, part.sha256, part.tokenizer)
+
+    def resolve(self, spec: str, sha256: str | None = None, tokenizer: str | None = None) -> Source:
+        """A model that the recipe names, `run:NAME` included. Raises ModelError."""
         from edgeslm.models.source import resolve
 
-        part = self.recipe.teacher
-        tokenizer = self.base / part.tokenizer if part.tokenizer else None
-        if part.model.startswith(RUN):
-            shipped = student_of(self.root.parent, part.model.removeprefix(RUN))
-            return replace(resolve(str(shipped), self.base, part.sha256, tokenizer), spec=part.model)
-        return resolve(part.model, self.base, part.sha256, tokenizer)
+        beside = self.base / tokenizer if tokenizer else None
+        if spec.startswith(RUN):
+            shipped = student_of(self.root.parent, spec.removeprefix(RUN))
+            return replace(resolve(str(shipped), self.base, sha256, beside), spec=spec)
+        return resolve(spec, self.base, sha256, beside)
 
-    def load_teacher(self, dtype: torch.dtype) -> Loaded:
+    def load(self, source: Source, dtype: torch.dtype) -> Loaded:
         """A fresh copy in `dtype` on the run's device, with the attention the recipe names."""
         from edgeslm.models.load import load
 
-        loaded = load(self.source, dtype, self.compute.device)
+        loaded = load(source, dtype, self.compute.device)
         loaded.model.set_attn_implementation(self.recipe.distill.train.attention)
         return loaded
+
+    def load_teacher(self, dtype: torch.dtype) -> Loaded:
+        return self.load(self.source, dtype)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -100,16 +112,19 @@ class Context:
 
 
 def student_of(runs: Path, name: str) -> Path:
-    """The GGUF that the run `name` shipped. Raises ModelError when there is none yet."""
-    root = runs / name
+    """What the run `name` shipped as GGUF, or `NAME@1`: the folder of a point that its training kept. Raises ModelError
+    when there is none yet."""
+    name, at, point = name.partition("@")
+    root, stage = runs / name, "distill" if at else "export"
     try:
-        shipped = root / read_json(root / "run.json")["stages"]["export"] / "student.gguf"
+        folder = root / read_json(root / "run.json")["stages"][stage]
+        shipped = folder / "route" / point if at else folder / "student.gguf"
     except (OSError, json.JSONDecodeError, KeyError):
         shipped = None
-    if shipped is None or not (shipped.parent / "done.json").exists() or not shipped.exists():
+    if shipped is None or not (folder / "done.json").exists() or not shipped.exists():
+        what = f"no kept point {point} (distill.train.keep)" if at else "no exported student.gguf"
         raise ModelError(
-            f"{RUN}{name}: {root} holds no exported student.gguf; "
-            "run the recipe of that name first, with the same --runs"
+            f"{RUN}{name}{at}{point}: {root} holds {what}; run the recipe of that name first, with the same --runs"
         )
     return shipped.resolve()
 

@@ -1,9 +1,11 @@
-"""Checkpoints: all that a step's future depends on, one safetensors file, written beside and moved into place."""
+"""Checkpoints: all that the future of a training depends on, one safetensors file, written beside and moved into
+place."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +18,13 @@ from edgeslm.schemes.step import Step
 NAME = "checkpoint.safetensors"
 
 
-def save(step: Step, done: int, folder: Path) -> None:
-    """`done` updates are made; the data position follows from it, the order of rows being decided by the seed.
-    When the disk is full or the process is stopped the previous checkpoint still stands."""
-    flat = step.masters.state()
-    for index, parameter in enumerate(step.parameters):
-        for key, value in step.optimiser.state[parameter].items():
-            flat[f"optimiser|{index}|{key}"] = value
+def save(steps: Sequence[Step], kept: dict[str, Tensor], done: int, folder: Path) -> None:
+    """`done` updates are made; the data position follows from it, the order of rows being decided by the seed. `kept`:
+    what a scheme holds beside its students. When the disk is full or the process is stopped the previous checkpoint
+    still stands."""
+    flat = {f"kept|{name}": value for name, value in kept.items()}
+    for index, step in enumerate(steps):
+        flat.update({f"{index}|{key}": value for key, value in _state(step).items()})
     flat["rng"] = torch.get_rng_state()
     part = folder / (NAME + ".part")
     try:
@@ -35,7 +37,7 @@ def save(step: Step, done: int, folder: Path) -> None:
     os.replace(part, folder / NAME)
 
 
-def load(step: Step, folder: Path) -> int:
+def load(steps: Sequence[Step], kept: dict[str, Tensor], folder: Path) -> int:
     """Puts a checkpoint back; returns the number of updates done, 0 when there is none."""
     path = folder / NAME
     if not path.exists():
@@ -44,13 +46,32 @@ def load(step: Step, folder: Path) -> int:
         done = json.loads(file.metadata()["done"])
         flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     torch.set_rng_state(flat.pop("rng"))
-    step.masters.load_state(flat)
+    for name, value in kept.items():
+        value.copy_(flat[f"kept|{name}"])
+    for index, step in enumerate(steps):
+        _restore(step, _under(flat, f"{index}|"))
+    return done
+
+
+def _state(step: Step) -> dict[str, Tensor]:
+    flat = step.masters.state() | step.own.state()
     for index, parameter in enumerate(step.parameters):
-        prefix = f"optimiser|{index}|"
-        own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+        for key, value in step.optimiser.state[parameter].items():
+            flat[f"optimiser|{index}|{key}"] = value
+    return flat
+
+
+def _restore(step: Step, flat: dict[str, Tensor]) -> None:
+    step.masters.load_state(flat)
+    step.own.load_state(flat)
+    for index, parameter in enumerate(step.parameters):
+        own = _under(flat, f"optimiser|{index}|")
         if own:
             step.optimiser.state[parameter] = {k: v.to(parameter.device) for k, v in own.items()}
-    return done
+
+
+def _under(flat: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
 
 
 def _separate(flat: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgeslm.models.forward import head_weight, hidden_states
+from edgeslm.data.batch import Batch
+from edgeslm.models.forward import head_weight, hidden_states, predictions
 
 ROWS = 32  # rows of [V] float32 handled together: they stay in the cache
 
@@ -26,20 +27,39 @@ class Closeness:
 
 
 @torch.no_grad()
-def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor) -> Closeness:
-    """windows [R, T]; the second half of each is scored, as in the evaluation of shipped files."""
+def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor, base: nn.Module | None = None) -> Closeness:
+    """windows [R, T]; the second half of each is scored, as in the evaluation of shipped files. `base`: a model whose
+    logits are added to the student's."""
     start = windows.shape[1] // 2 + 1  # the first half is context, as llama.cpp's perplexity counts
     loss = kl = top1 = 0.0
     for window in windows:
         ids = window[None]
         targets = window[start:]
         h_s, h_t = (hidden_states(m, ids)[0, start - 1 : -1] for m in (student, teacher))
+        h_b = None if base is None else hidden_states(base, ids)[0, start - 1 : -1]
         for at in range(0, len(targets), ROWS):
             part = slice(at, at + ROWS)
-            log_s = torch.log_softmax((h_s[part] @ head_weight(student).T).float(), dim=-1)
-            log_t = torch.log_softmax((h_t[part] @ head_weight(teacher).T).float(), dim=-1)
+            logits, given = ((h[part] @ head_weight(m).T).float() for h, m in ((h_s, student), (h_t, teacher)))
+            if base is not None and h_b is not None:
+                logits = logits + (h_b[part] @ head_weight(base).T).float()
+            width = min(logits.shape[1], given.shape[1])  # vocabularies of a family may be padded differently
+            log_s, log_t = (torch.log_softmax(x[:, :width], dim=-1) for x in (logits, given))
             loss -= float(log_s.gather(1, targets[part][:, None]).cpu().double().sum())
             kl += float((log_t.exp() * (log_t - log_s)).cpu().double().sum())
             top1 += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - start)
     return Closeness(loss / tokens, kl / tokens, top1 / tokens, tokens)
+
+
+@torch.no_grad()
+def row_distance(student: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor:
+    """Mean KL(teacher || student) over the targets of each row, [B], in nats."""
+    h_s, h_t = (predictions(hidden_states(m, batch.ids)) for m in (student, teacher))
+    mask = batch.mask[:, 1:]
+    kl = torch.empty(mask.numel(), device=mask.device)
+    for at in range(0, len(kl), ROWS):
+        part = slice(at, at + ROWS)
+        log_s = torch.log_softmax((h_s[part] @ head_weight(student).T).float(), dim=-1)
+        log_t = torch.log_softmax((h_t[part] @ head_weight(teacher).T).float(), dim=-1)
+        kl[part] = (log_t.exp() * (log_t - log_s)).sum(-1)
+    return (kl.view_as(mask) * mask).sum(1) / mask.sum(1).clamp(min=1.0)

@@ -1,31 +1,28 @@
 """The one optimiser step: every scheme is a loop around it.
 
-Shape letters: B rows, T positions, N = B (T - 1) predictions, D hidden width, V vocabulary.
+Shape letters: B rows, T positions, N predictions, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from edgeslm.data.batch import Batch
 from edgeslm.errors import EdgeSLMError
-from edgeslm.models.forward import head_weight, hidden_states, predictions
+from edgeslm.knowledge.base import Layer
+from edgeslm.models.blocks import reading
+from edgeslm.models.view import CAUSAL, View
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
-from edgeslm.schemes.objective import Objective
-from edgeslm.teachers.base import Signals
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one optimiser step. `mask[b, t]` says whether token t counts as a target (position 0 never does)."""
-
-    ids: Tensor  # [B, T] int64
-    mask: Tensor  # [B, T] float32
+from edgeslm.schemes.loss_weights import LossWeights
+from edgeslm.schemes.objective import Objective, Term, masked_mean
+from edgeslm.schemes.terms import feature
+from edgeslm.teachers.base import Dense, Output, Signals, Teacher
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class StepSettings:
     refit_every: int | None  # None: scales stay as first fitted
     scale_lr: float | None = None  # of learned scales, as a share of the weights' learning rate; None: not learned
     activations: Callable[[Tensor], Tensor] | None = None  # what the runtime does to the head's input
+    own_share: float = 1.0  # learning rate of weights that belong to losses, as a share of the weights' learning rate
+    exits: tuple[int, ...] = ()  # layers whose own predictions are taught by the last one's (deep to shallow)
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,21 @@ class Diverged(EdgeSLMError):
 class Step:
     """Holds the optimiser; `__call__` takes a batch and a learning rate and leaves new weights in the module."""
 
-    def __init__(self, model: nn.Module, masters: Masters, objective: Objective, settings: StepSettings):
+    def __init__(
+        self,
+        model: nn.Module,
+        masters: Masters,
+        objective: Objective,
+        settings: StepSettings,
+        view: View = CAUSAL,
+        base: Teacher | None = None,
+        stages: Sequence[Objective] = (),
+    ):
+        """`base`: an earlier student whose logits this one's are added to (residual distillation). `stages`: objectives
+        that some calls will be given instead of `objective`."""
         self.model, self.masters, self.objective, self.settings = model, masters, objective, settings
+        self.view, self.base, self.stages = view, base, tuple(stages)
+        self.own = LossWeights((objective, *stages), settings.betas)
         matrices = [m.value for m in masters.items if m.value.dim() > 1]
         vectors = [m.value for m in masters.items if m.value.dim() == 1]
         groups = [
@@ -69,20 +81,24 @@ class Step:
         self.clipped = matrices + vectors  # factors have their own scale: they must not steer the weights' clipping
 
     def __call__(
-        self, batch: Batch, teacher: Callable[[Tensor], Signals] | None, *, lr: float, grid: bool, index: int
+        self,
+        batch: Batch,
+        teacher: Teacher | None,
+        *,
+        lr: float,
+        grid: bool,
+        index: int,
+        only: frozenset[str] | None = None,
+        objective: Objective | None = None,
     ) -> StepLog:
-        """One update. `index` is the number of updates done; `refit_every` counts them.
-        `grid` says whether the weights left in the module lie on the plan's grid."""
-        count = float(batch.mask[:, 1:].sum())
-        total, sums = 0.0, torch.zeros(len(self.objective.terms), dtype=torch.float64)
-        for at in range(0, batch.ids.shape[0], self.settings.micro_rows):
-            part = slice(at, at + self.settings.micro_rows)
-            loss, terms = self._forward(batch.ids[part], batch.mask[part], teacher, count)
-            loss.backward()
-            total += float(loss.detach())
-            sums += terms.cpu()
+        """One update. `index` is the number of updates done; `refit_every` counts them. `grid` says whether the weights
+        left in the module lie on the plan's grid. `only`: names of the tensors that may move, all by default."""
+        objective = objective or self.objective
+        total, sums = self._backward(batch, teacher, objective)
         if not math.isfinite(total):
             raise Diverged(f"the loss is {total} at step {index}; lower distill.train.lr or look at the data")
+        if only is not None:
+            self._hold(only)
         norm = torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.clip)
         if self.settings.scale_lr is not None and grid:
             self.masters.scale_gradients()
@@ -91,24 +107,94 @@ class Step:
             group["lr"] = lr * share
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        self.own.step(lr * self.settings.own_share)
         every = self.settings.refit_every
         self.masters.set_weights(grid=grid, refit=every is not None and (index + 1) % every == 0)
-        names = [t.name for t in self.objective.terms]
-        return StepLog(total, dict(zip(names, sums.tolist(), strict=True)), float(norm))
+        return StepLog(total, dict(zip(objective.labels, sums.tolist(), strict=True)), float(norm))
+
+    def _backward(self, batch: Batch, teacher: Teacher | None, objective: Objective) -> tuple[float, Tensor]:
+        """(loss, each term's mean) of the step, with gradients left on the weights."""
+        counts = self._counts(batch)
+        total, sums = 0.0, torch.zeros(len(objective.terms), dtype=torch.float64)
+        for at in range(0, len(batch), self.settings.micro_rows):
+            part = batch.part(slice(at, at + self.settings.micro_rows))
+            loss, terms = self._forward(part, teacher, objective, counts)
+            loss.backward()
+            total += float(loss.detach())
+            sums += terms.cpu()
+        return total, sums
+
+    def _counts(self, batch: Batch) -> dict[int, float]:
+        """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens."""
+        predictions = float(self.view.truth(batch)[1].sum())
+        return {0: predictions, 1: float(len(batch)), 2: float(batch.mask.sum())}
 
     def _forward(
-        self, ids: Tensor, mask: Tensor, teacher: Callable[[Tensor], Signals] | None, count: float
+        self, batch: Batch, teacher: Teacher | None, objective: Objective, counts: dict[int, float]
     ) -> tuple[Tensor, Tensor]:
-        signals = teacher(ids) if teacher is not None and self.objective.needs_teacher else None
-        hidden = hidden_states(self.model, ids)
-        batch = HeadInput(
-            targets=ids[:, 1:].reshape(-1),
-            mask=mask[:, 1:].reshape(-1),
-            count=count,
-            teacher_hidden=None if signals is None else predictions(signals.hidden),
-            teacher_head=None if signals is None else signals.head,
-        )
-        states = predictions(hidden)
+        need = objective.need
+        signals = teacher(batch, need) if teacher is not None and objective.needs_teacher else Signals(None)
+        wants = dict(objective.wants)
+        for layer in self.settings.exits:
+            wants[layer] = wants.get(layer, frozenset()) | {"hidden"}
+        with reading(self.model, wants) as layers:
+            states = self.view.states(self.model, batch)
         if self.settings.activations is not None:
             states = self.settings.activations(states)
-        return head_loss(states, head_weight(self.model), batch, self.objective)
+        loss, sums = torch.zeros((), device=states.device), torch.zeros(0, dtype=torch.float64)
+        if objective.responses:
+            given = signals.output, None if self.base is None else self.base(batch, need).output
+            loss, sums = self._response(states, layers, given, batch, counts[0], objective.responses)
+        found = []
+        for term in objective.features:
+            mean = self._mean(feature(term, layers, signals.layers[term.teacher], batch.mask), batch, counts)
+            loss = loss + term.weight * mean
+            found.append(float(mean.detach()))
+            if term.loss.judge is not None:
+                judged = feature(term, _detached(layers), signals.layers[term.teacher], batch.mask, judged=True)
+                self._mean(judged, batch, counts).backward()
+        return loss, torch.cat([sums.cpu(), torch.tensor(found, dtype=torch.float64)])
+
+    def _mean(self, values: Tensor, batch: Batch, counts: dict[int, float]) -> Tensor:
+        mask = batch.mask if values.dim() == 2 else torch.ones_like(values)
+        return masked_mean(values, mask, counts[values.dim()])
+
+    def _response(
+        self,
+        states: Tensor,
+        layers: Mapping[int, Layer],
+        given: tuple[Output | None, Output | None],
+        batch: Batch,
+        count: float,
+        terms: tuple[Term, ...],
+    ) -> tuple[Tensor, Tensor]:
+        (teacher, base), (targets, mask) = given, self.view.truth(batch)
+        head = self.view.head(self.model)
+        if not self.settings.exits:
+            return head_loss(states, head, HeadInput(targets, mask, count, teacher, base), terms)
+        # the last layer follows the text or an outer teacher, and every exit the last layer (BYOT, arXiv:1905.08094)
+        own = Dense(states.detach(), head.detach())
+        loss, sums = head_loss(states, head, HeadInput(targets, mask, count, teacher or own, base), terms)
+        for layer in self.settings.exits:
+            hidden = layers[layer].hidden
+            assert hidden is not None
+            early = self.view.exit(self.model, hidden)
+            part, _ = head_loss(early, head, HeadInput(targets, mask, count, own), terms)
+            loss = loss + part / len(self.settings.exits)
+        return loss, sums
+
+    def _hold(self, only: frozenset[str]) -> None:
+        """Gradients of all other tensors are put away: with no gradient the optimiser leaves a tensor as it is."""
+        for master in self.masters.items:
+            if master.name not in only:
+                master.value.grad = None
+
+
+def _detached(layers: Mapping[int, Layer]) -> dict[int, Layer]:
+    def free(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.detach()
+
+    return {
+        index: Layer(free(x.hidden), free(x.attention), free(x.query), free(x.key), free(x.value))
+        for index, x in layers.items()
+    }

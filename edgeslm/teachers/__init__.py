@@ -1,1 +1,1 @@
-"""Who gives: functions from a batch of ids to `Signals`."""
+"""Who gives: functions from a batch and what is needed of it to `Signals`."""

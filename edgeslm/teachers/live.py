@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgeslm.models.forward import head_weight, hidden_states
-from edgeslm.teachers.base import Signals
+from edgeslm.data.batch import Batch
+from edgeslm.models.blocks import reading
+from edgeslm.models.view import CAUSAL, View
+from edgeslm.teachers.base import Dense, Need, Signals
 
 
 class LiveTeacher:
-    """Calls a frozen transformers model on the student's own ids."""
+    """Calls a model on the batch, without gradients; `index` is its place among several teachers."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, view: View = CAUSAL, index: int = 0):
+        self.model, self.view, self.index = model.eval(), view, index
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor) -> Signals:
-        """ids [B, T] -> hidden [B, T, D] and head [V, D]."""
-        return Signals(hidden_states(self.model, ids), head_weight(self.model).detach())
+    def __call__(self, batch: Batch, need: Need) -> Signals:
+        wants = need.layers.get(self.index, {})
+        with reading(self.model, wants) as layers:
+            states = self.view.states(self.model, batch)
+        return Signals(Dense(states, self.view.head(self.model).detach()), {self.index: layers} if wants else {})

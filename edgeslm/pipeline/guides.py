@@ -1,0 +1,105 @@
+"""Who teaches in a recipe's training, and by what objective: models loaded, mixed and bound to the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgeslm.pipeline.grid import on_teachers_grid
+from edgeslm.pipeline.stage import Context
+
+
+def read_order(context: Context, rows: Any) -> Any:
+    """Indices of rows in the order that training reads them."""
+    from edgeslm.data.order import order
+
+    recipe = context.recipe
+    shares = [s.share for s in recipe.data.sources]
+    return order(rows, shares, recipe.distill.train.steps * recipe.batch_rows, recipe.seed)
+
+
+def more_sources(context: Context) -> list[Any]:
+    """The other teachers' files. Raises ModelError."""
+    return [context.resolve(m.model, m.sha256, m.tokenizer) for m in context.recipe.teacher.more]
+
+
+class Guides:
+    """The recipe's teachers as one. `models`: each by its place."""
+
+    def __init__(self, models: Sequence[Any], weights: Sequence[float], combine: str):
+        from edgeslm.models.forward import head_weight
+        from edgeslm.teachers.ensemble import Ensemble
+        from edgeslm.teachers.live import LiveTeacher
+
+        self.models = list(models)
+        each = [LiveTeacher(model, index=index) for index, model in enumerate(models)]
+        self.call: Any = each[0] if len(each) == 1 else Ensemble(each, weights, combine)
+        self.vocabulary = min(head_weight(m).shape[0] for m in models)
+
+    def __call__(self, batch: Any, need: Any) -> Any:
+        return self.call(batch, need)
+
+
+def teachers(context: Context, first: Any = None) -> Guides:
+    """All teachers, frozen; `first` is the recipe's own when it is loaded already."""
+    part, dtype = context.recipe.teacher, context.compute.dtype
+    if part.format is not None:
+        first = on_teachers_grid(context, dtype)
+    elif first is None:
+        first = context.load_teacher(dtype).model
+    others = [context.load(source, dtype).model for source in more_sources(context)]
+    models = [m.eval().requires_grad_(False) for m in (first, *others)]
+    return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine)
+
+
+def another(context: Context) -> Any:
+    """load(spec) -> a teacher, for schemes that change teachers in training."""
+    from edgeslm.teachers.live import LiveTeacher
+
+    def load(spec: str) -> Any:
+        context.progress.say(f"  distil: the teacher is now {spec}")
+        model = context.load(context.resolve(spec), context.compute.dtype).model
+        return LiveTeacher(model.requires_grad_(False))
+
+    return load
+
+
+def objectives(context: Context, student: Any, guides: Guides | None) -> tuple[Any, list[Any]]:
+    """(the recipe's objective, one objective a block for the block-wise scheme), bound to student and teachers."""
+    import torch
+
+    from edgeslm.models.blocks import sizes_of
+    from edgeslm.schemes import blockwise
+    from edgeslm.schemes.objective import Objective
+
+    recipe = context.recipe
+    generator = torch.Generator().manual_seed(recipe.seed)
+    own = sizes_of(student.config)
+    theirs = [sizes_of(m.config) for m in guides.models] if guides else []
+    bind = {"vocabulary": student.config.vocab_size, "generator": generator, "device": context.compute.device}
+    main = Objective.build([t.model_dump() for t in recipe.distill.objective]).bound(own, theirs, **bind)
+    if recipe.distill.scheme.kind != "blockwise":
+        return main, []
+    blocks = blockwise.terms(recipe.distill.scheme, own[0], theirs[0][0])
+    return main, [Objective.build(terms).bound(own, theirs, **bind) for terms in blocks]
+
+
+def on_policy(context: Context, guides: Guides | None) -> Any:
+    """The recipe's share of batches that the student writes; None when it has none."""
+    from edgeslm.data.on_policy import OnPolicy, own_writer
+    from edgeslm.data.written import WriteSettings
+    from edgeslm.models.stop import stop_ids
+    from edgeslm.pipeline.prepare import separator
+    from edgeslm.schemes.measure import row_distance
+
+    part = context.recipe.distill.on_policy
+    if part is None:
+        return None
+    stop = frozenset(stop_ids(context.tokenizer))
+    settings = WriteSettings(0, 0, 0, seed=context.recipe.seed, **part.sampling.model_dump())
+    judge = guides.models[0] if guides else None
+    writer = own_writer(settings, set(stop), judge if part.teacher_share else None, part.teacher_share)
+    far = None if judge is None or part.candidates == 1 else lambda student, batch: row_distance(student, judge, batch)
+    return OnPolicy(
+        part.share, part.prompt, writer, stop, separator(context), context.recipe.seed, part.candidates, far
+    )

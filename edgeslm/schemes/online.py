@@ -1,0 +1,49 @@
+"""Online distillation: students that teach each other while they learn (DML, arXiv:1706.00384). One is shipped, at the
+cost of one.
+
+`mean`: each learns from the mean of the others. `ensemble`: from the mean of all, itself included (ONE,
+arXiv:1806.04606). `leader`: from the peer whose loss on the text is lowest of late (after arXiv:1912.00350); the leader
+itself from the mean of the others. With a share of an outer teacher that teacher joins the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from edgeslm.schemes.loop import Loop, turns
+from edgeslm.schemes.step import Step
+from edgeslm.teachers.base import Teacher
+from edgeslm.teachers.ensemble import Ensemble
+from edgeslm.teachers.live import LiveTeacher
+
+MEMORY = 0.9  # of the running loss that decides who leads
+
+
+def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
+    peers = [LiveTeacher(step.model) for step in steps]
+    losses = torch.zeros(len(steps), dtype=torch.float64)  # running means; NaN-free from the first turn on
+    apart = loop.train.steps // len(steps)  # peers read the same rows at different times, or nothing would part them
+    for turn in turns(loop, steps, {"losses": losses}):
+        logs = []
+        for me, step in enumerate(steps):
+            guides = _guides(me, peers, losses, part.learn_from)
+            weights = [(1.0 - part.outer_share) / len(guides)] * len(guides)
+            if teacher is not None and part.outer_share:
+                guides, weights = [*guides, teacher], [*weights, part.outer_share]
+            batch = loop.batch((turn.index + me * apart) % loop.train.steps)
+            log = step(batch, Ensemble(guides, weights), **turn.how)
+            losses[me] = log.loss if turn.index == 0 else MEMORY * losses[me] + (1 - MEMORY) * log.loss
+            logs.append(log)
+        turn.log = logs[0]
+        turn.notes = {"peer_losses": [log.loss for log in logs], "leader": int(losses.argmin())}
+
+
+def _guides(me: int, peers: Sequence[Teacher], losses: torch.Tensor, learn_from: str) -> list[Teacher]:
+    others = [p for index, p in enumerate(peers) if index != me]
+    if learn_from == "ensemble":
+        return list(peers)
+    leader = int(losses.argmin())
+    return [peers[leader]] if learn_from == "leader" and leader != me else others
