@@ -22,12 +22,15 @@ class Part(BaseModel):
 
 
 class MoreTeacher(Part):
-    """Another teacher of the same vocabulary, of the recipe's kinds of `model`; `weight` beside the first's."""
+    """Another teacher, of the recipe's kinds of `model`; `weight` beside the first's. With `other_vocabulary` it is not
+    mixed with the others: it reads the text in its own tokens, and a term `{loss: uld, teacher: i}` learns from it
+    where its tokens and the student's end at the same place (i counts `more` from 1)."""
 
     model: str
     weight: Annotated[float, Field(gt=0)] = 1.0
     sha256: str | None = None
     tokenizer: str | None = None
+    other_vocabulary: bool = False
 
 
 class TeacherPart(Part):

@@ -49,6 +49,14 @@ def _signals(recipe: Recipe, term: Any, loss: Any) -> list[str]:
             problems.append(f"'{term.loss}' looks at the output, not at layers; leave layers out")
         if recorded and loss.needs_teacher:
             problems += _recorded(distill.targets, term, loss)
+        more = recipe.teacher.more
+        foreign = 0 < term.teacher <= len(more) and more[term.teacher - 1].other_vocabulary
+        if term.teacher and not foreign:
+            problems.append("teachers of one vocabulary are mixed by teacher.combine; leave teacher out of this term")
+        if foreign and term.loss != "uld":
+            problems.append(f"'{term.loss}' compares token by token; with a teacher of another vocabulary use uld")
+        if foreign and distill.scheme.kind not in ("offline", "blockwise", "residual"):
+            problems.append(f"a teacher of another vocabulary does not teach in scheme '{distill.scheme.kind}'")
         return problems
     if recorded:
         problems.append(f"'{term.loss}' looks at layers, which are not recorded; use targets: {{kind: live}}")

@@ -38,7 +38,16 @@ def teachers(context: Context, found: Any, summary: Any, student: dict[str, Any]
 
 
 def _same_vocabulary(context: Context, more: Any, where: str) -> Any:
-    return _described(context, context.resolve(more.model, more.sha256, more.tokenizer), where)
+    source = context.resolve(more.model, more.sha256, more.tokenizer)
+    if more.other_vocabulary:
+        from edgeslm.models.load import describe
+        from edgeslm.models.pieces import pieces
+        from edgeslm.models.tokenizer import load_tokenizer
+
+        for tokenizer in (context.tokenizer, load_tokenizer(source)):
+            pieces(tokenizer)  # raises ModelError where tokens have no known bytes
+        return describe(source)
+    return _described(context, source, where)
 
 
 def _same_vocabulary_as(context: Context, spec: str, where: str) -> Any:
@@ -53,7 +62,10 @@ def _described(context: Context, source: Any, where: str) -> Any:
 
     summary = describe(source)
     if difference := vocabulary_difference(context.tokenizer, load_tokenizer(source)):
-        raise ModelError(f"{where}: speaks another vocabulary than the first teacher ({difference})")
+        raise ModelError(
+            f"{where}: speaks another vocabulary than the first teacher ({difference}); a teacher under teacher.more "
+            "may, with other_vocabulary: true and the loss uld"
+        )
     return summary
 
 

@@ -24,20 +24,29 @@ def more_sources(context: Context) -> list[Any]:
 
 
 class Guides:
-    """The recipe's teachers as one. `models`: each by its place."""
+    """The recipe's teachers as one. `models`: each by its place; `foreign` {place: tokenizers} speak other
+    vocabularies."""
 
-    def __init__(self, models: Sequence[Any], weights: Sequence[float], combine: str):
+    def __init__(
+        self, models: Sequence[Any], weights: Sequence[float], combine: str, foreign: dict[int, tuple[Any, Any]]
+    ):
         from edgeslm.models.forward import head_weight
         from edgeslm.teachers.ensemble import Ensemble
+        from edgeslm.teachers.foreign import ForeignTeacher
         from edgeslm.teachers.live import LiveTeacher
 
         self.models = list(models)
-        each = [LiveTeacher(model, index=index) for index, model in enumerate(models)]
-        self.call: Any = each[0] if len(each) == 1 else Ensemble(each, weights, combine)
-        self.vocabulary = min(head_weight(m).shape[0] for m in models)
+        here = [index for index in range(len(models)) if index not in foreign]
+        each = [LiveTeacher(models[index], index=index) for index in here]
+        self.call: Any = each[0] if len(each) == 1 else Ensemble(each, [weights[i] for i in here], combine)
+        self.others = [ForeignTeacher(models[i], own, student, i) for i, (own, student) in foreign.items()]
+        self.vocabulary = min(head_weight(models[index]).shape[0] for index in here)
 
     def __call__(self, batch: Any, need: Any) -> Any:
-        return self.call(batch, need)
+        from edgeslm.teachers.foreign import with_foreign
+
+        given = self.call(batch, need)
+        return with_foreign(given, [other(batch, need) for other in self.others]) if self.others else given
 
 
 def teachers(context: Context, first: Any = None) -> Guides:
@@ -47,9 +56,11 @@ def teachers(context: Context, first: Any = None) -> Guides:
         first = on_teachers_grid(context, dtype)
     elif first is None:
         first = context.load_teacher(dtype).model
-    others = [context.load(source, dtype).model for source in more_sources(context)]
-    models = [m.eval().requires_grad_(False) for m in (first, *others)]
-    return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine)
+    others = [context.load(source, dtype) for source in more_sources(context)]
+    models = [m.eval().requires_grad_(False) for m in (first, *(o.model for o in others))]
+    pairs = enumerate(zip(part.more, others, strict=True), start=1)
+    foreign = {i: (loaded.tokenizer, context.tokenizer) for i, (more, loaded) in pairs if more.other_vocabulary}
+    return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine, foreign)
 
 
 def another(context: Context) -> Any:

@@ -10,7 +10,8 @@ two cores, V = 49,152: R = 16 takes 0.6 of the time of R = 512).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from edgeslm.teachers.base import Output, Sparse, dense
 
 CHUNK_TOKENS = 512
 SLICE_BYTES = 4 << 20  # one float32 slice of [R, V]
+# {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed
+Given = dict[int, tuple[Tensor | Sparse | None, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class HeadInput:
     count: float  # unmasked predictions of the whole optimiser step
     teacher: Output | None
     base: Output | None = None
+    foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
 
 
 def head_loss(hidden: Tensor, head: Tensor, batch: HeadInput, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
@@ -62,7 +66,10 @@ class _HeadLoss(torch.autograd.Function):
             if batch.base is not None:
                 logits += dense(batch.base.rows(part, targets))
             teacher = None if batch.teacher is None else batch.teacher.rows(part, targets)
-            _to_gradient(logits, teacher, targets, token_scale[part], terms, sums)
+            given: Given = {0: (teacher, token_scale[part])}
+            for index, (output, known) in batch.foreign.items():
+                given[index] = output.rows(part, targets), token_scale[part] * known[part]
+            _to_gradient(logits, given, targets, terms, sums)
             torch.mm(logits, head, out=d_hidden[part])
             d_head += logits.T @ hidden[part]
         ctx.save_for_backward(d_hidden, d_head)
@@ -77,24 +84,20 @@ class _HeadLoss(torch.autograd.Function):
         return d_hidden * grad.to(d_hidden.dtype), (d_head * grad).to(ctx.head_dtype), None, None
 
 
-def _to_gradient(
-    logits: Tensor,
-    teacher: Tensor | Sparse | None,
-    targets: Tensor,
-    scale: Tensor,
-    terms: tuple[Term, ...],
-    sums: Tensor,
-) -> None:
+def _to_gradient(logits: Tensor, given: Given, targets: Tensor, terms: tuple[Term, ...], sums: Tensor) -> None:
     """Overwrites logits [C, V] with the gradient of the mean loss on them; adds each term's share to `sums`."""
     rows = max(1, SLICE_BYTES // (4 * logits.shape[1]))
     for at in range(0, logits.shape[0], rows):
         part = slice(at, at + rows)
-        given = teacher.part(part) if isinstance(teacher, Sparse) else None if teacher is None else teacher[part]
         total: Tensor | None = None
         for index, term in enumerate(terms):
-            value, grad = response(term, logits[part], given, targets[part])
+            whole, scale = given[term.teacher if term.teacher in given else 0]
+            teacher = whole.part(part) if isinstance(whole, Sparse) else None if whole is None else whole[part]
+            value, grad = response(term, logits[part], teacher, targets[part])
             if term.params:
-                judge_response(term, logits[part], None if given is None else dense(given), targets[part], scale[part])
+                judge_response(
+                    term, logits[part], None if teacher is None else dense(teacher), targets[part], scale[part]
+                )
             sums[index] += masked_mean(value, scale[part], 1.0).cpu()
             grad.mul_((term.weight * scale[part])[:, None])
             total = grad if total is None else total.add_(grad)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from edgeslm.models.view import CAUSAL, View
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
-from edgeslm.schemes.objective import Objective, Term, masked_mean
+from edgeslm.schemes.objective import Objective, masked_mean
 from edgeslm.schemes.terms import feature
-from edgeslm.teachers.base import Dense, Output, Signals, Teacher
+from edgeslm.teachers.base import Dense, Signals, Teacher
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ class Step:
             states = self.settings.activations(states)
         loss, sums = torch.zeros((), device=states.device), torch.zeros(0, dtype=torch.float64)
         if objective.responses:
-            given = signals.output, None if self.base is None else self.base(batch, need).output
-            loss, sums = self._response(states, layers, given, batch, counts[0], objective.responses)
+            loss, sums = self._response(states, layers, signals, batch, counts[0], objective)
         found = []
         for term in objective.features:
             mean = self._mean(feature(term, layers, signals.layers[term.teacher], batch.mask), batch, counts)
@@ -163,18 +162,20 @@ class Step:
         self,
         states: Tensor,
         layers: Mapping[int, Layer],
-        given: tuple[Output | None, Output | None],
+        signals: Signals,
         batch: Batch,
         count: float,
-        terms: tuple[Term, ...],
+        objective: Objective,
     ) -> tuple[Tensor, Tensor]:
-        (teacher, base), (targets, mask) = given, self.view.truth(batch)
-        head = self.view.head(self.model)
+        (targets, mask), terms = self.view.truth(batch), objective.responses
+        head, teacher = self.view.head(self.model), signals.output
+        base = None if self.base is None else self.base(batch, objective.need).output
+        given = HeadInput(targets, mask, count, teacher, base, signals.foreign)
         if not self.settings.exits:
-            return head_loss(states, head, HeadInput(targets, mask, count, teacher, base), terms)
+            return head_loss(states, head, given, terms)
         # the last layer follows the text or an outer teacher, and every exit the last layer (BYOT, arXiv:1905.08094)
         own = Dense(states.detach(), head.detach())
-        loss, sums = head_loss(states, head, HeadInput(targets, mask, count, teacher or own, base), terms)
+        loss, sums = head_loss(states, head, replace(given, teacher=teacher or own), terms)
         for layer in self.settings.exits:
             hidden = layers[layer].hidden
             assert hidden is not None
