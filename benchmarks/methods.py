@@ -13,14 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import methods_rows as rows
-from benchmarks import record
+from benchmarks import methods_table, record
 
 NAME = "methods"
+COST_STEPS = 10
 WINDOWS = 128  # of held-out text, second half of each judged
 TASKS = ("lambada_openai", "arc_easy")
 Row = dict[str, Any]
@@ -30,16 +34,20 @@ teacher: {}
 data:
   sequence: 128
   sources:
-    - {kind: text, paths: ["package:text/learn/*.txt", "package:text/more/*.txt"]}
+    - kind: text
+      paths:
+        - package:text/learn/*.txt
+        - package:text/more/carroll-alice.txt
+        - package:text/more/edgeworth-parents.txt
 student: {kind: width, hidden: 144, heads: 3, kv_heads: 3, ffn: 384}
 quantize: {plan: [{pattern: "*", format: f32}]}
 distill:
   objective: [{loss: forward_kl}]
-  train: {steps: 200, batch_tokens: 1024, lr: 0.001, checkpoint_every: 100}
+  train: {steps: 200, batch_tokens: 1024, lr: BASE_LR, checkpoint_every: 100}
 export: {kinds: [gguf], teacher: [gguf-f32]}
-evaluate: {paths: ["package:text/judge/*.txt"], context: 128, windows: 24}
+evaluate: {paths: ["package:text/more/bryant-stories.txt"], context: 128, windows: 24}
 benchmark: null
-"""
+""".replace("BASE_LR", str(methods_table.BASE_LR))
 
 
 def recipe_of(name: str, seed: int, arguments: argparse.Namespace, extra: rows.Changes | None = None) -> Any:
@@ -226,15 +234,56 @@ def answered(root: Path, arguments: argparse.Namespace) -> dict[str, Row]:
     from edgeslm import cli_eval
     from edgeslm.progress import Progress
 
-    options = cli_eval.Options(tasks=TASKS, data=arguments.data, limit=arguments.limit, threads=arguments.threads)
+    options = cli_eval.Options(
+        context=128, windows=1, tasks=TASKS, data=arguments.data, limit=arguments.limit, threads=arguments.threads
+    )
     document = cli_eval.evaluate([str(root)], None, options, Progress())
     (student,) = document["students"]
     kept = document["retention"][student["name"]]["tasks"]
     return {t["task"]: {k: t[k] for k in ("student", "teacher", "chance", "items")} for t in kept}
 
 
+def cost(name: str, arguments: argparse.Namespace) -> Row:
+    """Seconds and memory of a few steps of a row, beside forward_kl's in the same minute: machines are shared."""
+    both = {}
+    for each in dict.fromkeys(("forward_kl", name)):
+        command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", each, "--model", str(arguments.model)]
+        command += ["--tokenizer", str(arguments.tokenizer), "--runs", str(arguments.runs)]
+        command += ["--threads", str(arguments.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{each}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        both[each] = json.loads(done.stdout.strip().splitlines()[-1])
+    versions = record.versions("edgeslm", "torch", "transformers")
+    return {
+        "kind": "cost", "method": name, **both[name], "beside": both["forward_kl"], "threads": arguments.threads,
+        "versions": versions,
+    }  # fmt: skip
+
+
+def child(name: str, arguments: argparse.Namespace) -> Row:
+    """A few steps of a row in this process; the first two are left out."""
+    from edgeslm.pipeline.run import run as run_recipe
+    from edgeslm.pipeline.stage import read_json
+    from edgeslm.progress import Progress
+
+    short = {"distill.train.steps": COST_STEPS, "name": f"{NAME}-cost-{name}"}
+    recipe = recipe_of(name, 0, arguments, short)
+    share_stages(arguments.runs, recipe.name)
+    root = run_recipe(recipe, Path.cwd(), arguments.runs, Progress(quiet=True), until="distill")
+    distill = root / read_json(root / "run.json")["stages"]["distill"]
+    log = [json.loads(line) for line in (distill / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    peak = read_json(distill / "summary.json")["peak_memory_bytes"]
+    shutil.rmtree(distill)
+    return {"seconds": [line["seconds"] for line in log[2:]], "peak_memory_bytes": peak}
+
+
 def run(arguments: argparse.Namespace) -> Row:
-    """Rows are recorded as they come; one that is recorded with this code's files is made again all the same."""
+    """Rows are recorded as they come."""
+    if arguments.cost:
+        for name in arguments.rows:
+            record.append(NAME, cost(name, arguments))
+        return {"kind": "end", "rows": list(arguments.rows), "cost": True}
     for seed in arguments.seeds:
         for name in arguments.rows:
             row = one(name, seed, arguments)
@@ -243,80 +292,25 @@ def run(arguments: argparse.Namespace) -> Row:
     return {"kind": "end", "rows": list(arguments.rows), "seeds": list(arguments.seeds)}
 
 
-def latest(records: list[Row]) -> dict[str, dict[int, Row]]:
-    """{method: {seed: its last row}} of rows at the base learning rate of their method."""
-    found: dict[str, dict[int, Row]] = {}
-    for r in records:
-        if r["kind"] == "row":
-            found.setdefault(r["method"], {})[r["seed"]] = r
-    return {name: found[name] for name in rows.NAMES if name in found}
-
-
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the teacher, float32")
     parser.add_argument("--tokenizer")
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files; without it no tasks are asked")
     parser.add_argument("--rows", nargs="+", default=rows.NAMES, choices=rows.NAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--limit", type=int, default=200, help="items of each task")
+    parser.add_argument("--limit", type=int, default=100, help="items of each task")
     parser.add_argument("--lr", type=float, help="another learning rate than the base recipe's")
+    parser.add_argument("--cost", action="store_true", help="time a few steps of each row instead, beside forward_kl")
+    parser.add_argument("--child", choices=rows.NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--threads", type=int, default=1)
 
 
-def spread(by_seed: dict[int, Row], key: str) -> float:
-    """Largest minus smallest over seeds."""
-    values = [r[key] for r in by_seed.values()]
-    return max(values) - min(values)
-
-
-def mean(by_seed: dict[int, Row], key: str) -> float:
-    return statistics.fmean(r[key] for r in by_seed.values())
-
-
-def headline(records: list[Row]) -> Row:
-    """Ratios of means over seeds; `best` is the method of three seeds or more with the least held-out KL."""
-    found = latest(records)
-    repeated = {n: r for n, r in found.items() if len(r) >= 3 and n not in ("text", "forward_kl", *rows.BEFORE)}
-    plain, text = found.get("forward_kl", {}), found.get("text", {})
-    head: Row = {"rows": len([n for n in found if n not in rows.BEFORE]), **rival()}
-    if plain and text:
-        head["forward_kl_over_text"] = {
-            key: {"ratio": mean(plain, key) / mean(text, key), "spread": [spread(plain, key), spread(text, key)]}
-            for key in ("kl", "loss")
-        }
-    if plain and repeated:
-        best = min(repeated, key=lambda n: mean(repeated[n], "kl"))
-        head["best"] = best
-        head["best_over_forward_kl"] = {
-            key: {
-                "ratio": mean(repeated[best], key) / mean(plain, key),
-                "spread": [spread(repeated[best], key), spread(plain, key)],
-            }
-            for key in ("kl", "loss")
-        }
-    return head
-
-
-def rival() -> Row:
-    """Speed and memory beside TRL's GKD trainer, from the record of its own benchmark."""
-    from benchmarks import gkd_trainer
-
-    records = record.read(gkd_trainer.NAME)
-    return gkd_trainer.headline(records) if records else {}
-
-
-def show(records: list[Row]) -> Row:
-    for name, by_seed in latest(records).items():
-        r = next(iter(by_seed.values()))
-        tasks = ", ".join(f"{t} {v['student']:.3f}" for t, v in r["tasks"].items())
-        print(
-            f"{name:24} {len(by_seed)} seeds  KL {mean(by_seed, 'kl'):.4f} ± {spread(by_seed, 'kl') / 2:.4f}  "
-            f"perplexity {mean(by_seed, 'perplexity'):8.2f}  {r['seconds_per_step']:.2f} s/step  "
-            f"{r['peak_memory_bytes'] / 1e9:.2f} GB  {tasks}"
-        )
-    return headline(records)
-
-
 if __name__ == "__main__":
-    record.main(NAME, run, show, options)
+    if "--child" in sys.argv:
+        parser = argparse.ArgumentParser()
+        options(parser)
+        given = parser.parse_args()
+        print(json.dumps(child(given.child, given)))
+    else:
+        record.main(NAME, run, methods_table.show, options)

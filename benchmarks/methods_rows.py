@@ -1,18 +1,21 @@
 """The rows of `benchmarks.methods`: every method of the toolkit as the change it makes to one base recipe.
 
 A row is {dotted key of the recipe: value}. `ADDED` losses stand beside forward_kl with a weight that gives them `SHARE`
-of its gradient when training starts, so that no row is better for a luckier weight.
+of its gradient when training starts (forward_kl's own falls ten times within the first steps), so that no row is better
+for a luckier weight.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from edgeslm.recipe_parts import DEFAULT_TEACHER
+
 Changes = dict[str, Any]
 
-SHARE = 0.3
-KL = {"loss": "forward_kl"}
-TEXT = {"loss": "cross_entropy"}
+SHARE = 0.03
+KL: Changes = {"loss": "forward_kl"}
+TEXT: Changes = {"loss": "cross_entropy"}
 ASSISTANT, FIRST = "methods-assistant", "methods-forward_kl"  # runs that other rows start from
 
 
@@ -71,8 +74,8 @@ ADDED: dict[str, Changes] = {
     "information_flow": {},
 }
 
-WRITTEN = {"kind": "written", "rows": 1664, "max_new": 124, "batch": 128}
-LIVE = [KL, {**TEXT, "weight": 1.0}]
+WRITTEN: Changes = {"kind": "written", "rows": 1664, "max_new": 124, "batch": 128}
+LIVE: list[Changes] = [KL, {**TEXT, "weight": 1.0}]
 SCHEMES: dict[str, Changes] = {
     "recorded_topk": {"distill.targets": {"kind": "topk", "k": 24}},
     "recorded_sampled": {"distill.targets": {"kind": "sampled", "keep": 16, "samples": 16}},
@@ -85,9 +88,21 @@ SCHEMES: dict[str, Changes] = {
         **objective(TEXT),
     },
     "data_free": {"data.sources": [{**WRITTEN, "seeds": ["package:chat/starts.jsonl"]}]},
+    "data_free_adversary": {
+        "data.sources": [{**WRITTEN, "seeds": ["package:chat/starts.jsonl"], "rows": 128}],
+        "distill.on_policy": {"share": 1.0, "prompt": 4, "contrast": 0.5},
+    },
+    "other_vocabulary": {
+        "teacher.more": [{"model": DEFAULT_TEACHER, "other_vocabulary": True}],
+        **objective(TEXT, {"loss": "uld", "teacher": 1}),
+    },
     "online_mean": scheme("online", *LIVE, peers=2),
     "online_ensemble": scheme("online", *LIVE, peers=2, learn_from="ensemble"),
     "online_leader": scheme("online", *LIVE, peers=2, learn_from="leader"),
+    "online_written": {
+        **scheme("online", *LIVE, peers=2),
+        "distill.on_policy": {"share": 0.25, "prompt": 32, "candidates": 2},
+    },
     "online_with_teacher": scheme("online", KL, peers=2, outer_share=0.7),
     "self_average": scheme("self", *LIVE),
     "self_snapshot": scheme("self", *LIVE, teacher="snapshot", every=40),

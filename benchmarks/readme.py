@@ -17,6 +17,7 @@ from benchmarks import (
     grid_cost,
     grid_options,
     load_gguf,
+    methods_table,
     picture,
     quality_ladder,
     quickstart,
@@ -165,6 +166,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "grids": grids_table,
     "options": lambda: grid_options.table(record.read(grid_options.NAME)),
     "retention": lambda: retention.table(record.read(retention.NAME)),
+    "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
 }
 

@@ -210,19 +210,37 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Load time, first token, prefill, decode, memory and energy of files on this machine, all with the same job."""
-    from edgeslm.cli_actions import bench_files
+    from edgeslm.cli_actions import bench_files, bench_text
 
     settings = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "processes": processes,
-        "repeats": repeats,
-        "warmups": warmups,
-        "threads": threads,
-        "watts_per_core": watts_per_core,
-    }
+        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "processes": processes, "repeats": repeats,
+        "warmups": warmups, "threads": threads, "watts_per_core": watts_per_core,
+    }  # fmt: skip
     measurements, problems = bench_files(models, settings)
-    _show(measurements, problems, as_json)
+    typer.echo(bench_text(measurements, problems, as_json))
+    _tell(problems)
+
+
+@app.command()
+def learned(
+    runs: Annotated[list[str], typer.Argument(help="Run folders whose training kept points (distill.train.keep).")],
+    text: Annotated[list[str] | None, typer.Option(help="UTF-8 text to look at; may be repeated.")] = None,
+    layers: Annotated[str, typer.Option(help="Such as 2,4,6; thirds of the student by default.")] = "",
+    windows: Annotated[int, typer.Option(min=1, help="At most this many windows.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 64,
+    margin: Annotated[float, typer.Option(min=0, help="Nats by which a knowledge point stands out.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; runs/learned by default.")] = None,
+    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """What students learned, when, and by how straight a path (arXiv:2003.03622): runs side by side, and a page."""
+    from edgeslm import cli_learned
+    from edgeslm.progress import Progress
+
+    options = cli_learned.Options(tuple(text or ()), layers, windows, length, margin, seed, threads)
+    typer.echo(cli_learned.learned(runs, options, Progress(quiet or as_json), out, as_json))
 
 
 @app.command()
@@ -256,16 +274,10 @@ def chat(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What works on this machine, and how to get what does not."""
-    from edgeslm.doctor import examine
+    from edgeslm.doctor import examine, lines
 
     findings = examine()
-    if as_json:
-        typer.echo(json.dumps([f.__dict__ for f in findings], indent=1))
-    else:
-        for found in findings:
-            typer.echo(f"{'ok     ' if found.ok else 'missing'} {found.name:22} {found.detail}")
-            if not found.ok:
-                typer.echo(f"        {'':22} {found.remedy}")
+    typer.echo(json.dumps([f.__dict__ for f in findings], indent=1) if as_json else "\n".join(lines(findings)))
     raise typer.Exit(0 if all(f.ok or f.optional for f in findings) else 1)
 
 
@@ -277,19 +289,12 @@ def formats(as_json: AsJson = False) -> None:
     typer.echo(json.dumps(format_table(), indent=1) if as_json else "\n".join(format_lines()))
 
 
-def _show(measurements: list, problems: list, as_json: bool) -> None:
-    from edgeslm import units
+@app.command()
+def losses(as_json: AsJson = False) -> None:
+    """What a recipe's objective and scheme may name: what each reads, its options, where it comes from."""
+    from edgeslm.cli_losses import document, lines
 
-    if as_json:
-        typer.echo(json.dumps({"measurements": [m.to_json() for m in measurements], "problems": problems}, indent=1))
-    else:
-        for m in measurements:
-            spread = (
-                f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
-            )
-            mark = "" if m.kind == "measured" else f"  [{m.kind}]"
-            typer.echo(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
-    _tell(problems)
+    typer.echo(json.dumps(document(), indent=1) if as_json else "\n".join(lines()))
 
 
 def _tell(problems: list[dict[str, str]]) -> None:

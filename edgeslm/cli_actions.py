@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgeslm import units
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 from edgeslm.errors import DataError, ExportError, ModelError
 from edgeslm.measurement import Measurement
@@ -56,6 +57,8 @@ def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int | N
     if accuracy_level not in (None, 0, 4) or (accuracy_level is not None and kind != "onnx"):
         raise ExportError("--accuracy-level is 0 or 4 and goes with --kind onnx")
     frozen = Frozen.load(frozen_folder(run))
+    if frozen.arch == "encoder":
+        raise ExportError(f"{run}: holds an encoder; its recipe ships it, run that again with export.accuracy_level=...")
     target = out or run / ("student.gguf" if kind == "gguf" else f"student-{kind}")
     options: dict[str, Any] = {"accuracy_level": 4 if accuracy_level is None else accuracy_level}
     artifact = EXPORTERS[kind](frozen, target, **(options if kind == "onnx" else {}))
@@ -90,6 +93,18 @@ def bench_files(models: list[str], settings: dict[str, Any]) -> tuple[list[Measu
     prompt = list(range(100, 100 + settings["prompt_tokens"]))
     with tempfile.TemporaryDirectory() as work:
         return bench(artifacts, prompt, Settings(**settings), device=LocalDevice(), workdir=Path(work))
+
+
+def bench_text(measurements: list[Measurement], problems: list[dict[str, str]], as_json: bool) -> str:
+    """What `edgeslm bench` prints: a line a figure, or one document."""
+    if as_json:
+        return json.dumps({"measurements": [m.to_json() for m in measurements], "problems": problems}, indent=1)
+    lines = []
+    for m in measurements:
+        spread = f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
+        mark = "" if m.kind == "measured" else f"  [{m.kind}]"
+        lines.append(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
+    return "\n".join(lines)
 
 
 def tokenizer_of(path: Path) -> Any:

@@ -107,3 +107,13 @@ def _runs(package: str) -> tuple[bool, str]:
     except subprocess.TimeoutExpired:
         return False, "does not answer"
     return done.returncode == 0, "" if done.returncode == 0 else f"does not load (exit {done.returncode})"
+
+
+def lines(findings: list[Finding]) -> list[str]:
+    """As the terminal prints them, each missing thing with its remedy."""
+    told = []
+    for found in findings:
+        told.append(f"{'ok     ' if found.ok else 'missing'} {found.name:22} {found.detail}")
+        if not found.ok:
+            told.append(f"        {'':22} {found.remedy}")
+    return told

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from edgeslm import recipe_text
 from edgeslm.errors import RecipeError
 from edgeslm.recipe_distill import DistillPart
+from edgeslm.recipe_encoder import EncoderRecipe
 from edgeslm.recipe_parts import (
     BenchmarkPart,
     DataPart,
@@ -112,6 +113,9 @@ class Recipe(Part):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+FAMILIES = {"causal": Recipe, "encoder": EncoderRecipe}
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies `dotted.key=value` overrides (YAML values). Raises RecipeError with all problems."""
     try:
@@ -127,10 +131,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data.setdefault("name", path.stem)
     for override in overrides:
         recipe_text.override(data, override)
+    family: Any = FAMILIES.get(data.get("family", "causal"))
+    if family is None:
+        raise RecipeError([f"{path.name}: unknown family '{data['family']}'; leave it out, or write encoder"])
     try:
-        return Recipe.model_validate(data)
+        return family.model_validate(data)
     except ValidationError as error:
-        raise RecipeError([recipe_text.sentence(e, path, Recipe) for e in error.errors()]) from None
+        raise RecipeError([recipe_text.sentence(e, path, family) for e in error.errors()]) from None
 
 
 def expand(patterns: Sequence[str], base: Path) -> list[Path]:

@@ -109,13 +109,22 @@ Targets = Annotated[LiveTargets | TopKTargets | SampledTargets, Field(discrimina
 class OnPolicyPart(Part):
     """A `share` of the batches keeps `prompt` tokens of each row; the student writes on and the teacher grades (GKD,
     arXiv:2306.13649). `teacher_share`: the teacher's part in what each token is drawn from (MiniLLM, arXiv:2306.08543).
-    `candidates`: so many texts a row, of which the one is used on which student and teacher differ most."""
+    `contrast` > 0: an adversary writes instead, the teacher against the student, p_teacher (p_teacher / p_student) **
+    contrast: text that the teacher finds likely and the student does not yet. `candidates`: so many texts a row, of
+    which the one is used on which student and teacher (in the online scheme the peers) differ most."""
 
     share: Fraction
     prompt: Positive = 32
     teacher_share: Fraction = 0.0
+    contrast: Annotated[float, Field(ge=0)] = 0.0
     candidates: Positive = 1
     sampling: Sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+
+    @model_validator(mode="after")
+    def _one_author(self) -> OnPolicyPart:
+        if self.contrast and self.teacher_share:
+            raise ValueError("contrast and teacher_share exclude each other; set one of them to 0")
+        return self
 
 
 class LossTerm(BaseModel):
@@ -152,6 +161,12 @@ class TrainPart(Part):
     checkpoint_every: Positive = 20
     keep: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _points_before_the_end(self) -> TrainPart:
+        if 0 < self.steps <= self.keep:
+            raise ValueError(f"keep: {self.keep} points do not fit before the end of {self.steps} steps; keep fewer")
+        return self
+
 
 class DistillPart(Part):
     scheme: Scheme = OfflineScheme()
@@ -169,6 +184,6 @@ class DistillPart(Part):
             raise ValueError(
                 "on_policy: text that the student writes has no recorded targets; use targets: {kind: live}"
             )
-        if self.on_policy and scheme not in ("offline", "residual"):
-            raise ValueError(f"on_policy: the student writes in the offline scheme, not in '{scheme}'")
+        if self.on_policy and scheme not in ("offline", "online"):
+            raise ValueError(f"on_policy: students write in the offline and online schemes, not in '{scheme}'")
         return self

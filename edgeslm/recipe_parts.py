@@ -121,7 +121,17 @@ class CopyStudent(Part):
     kind: Literal["copy"]
 
 
-Student = Annotated[DepthStudent | WidthStudent | CopyStudent, Field(discriminator="kind")]
+class ExistingStudent(Part):
+    """Another model of the teacher's vocabulary, smaller and trained before (its embedding may be padded to another
+    size): Qwen2.5-0.5B under Qwen2.5-1.5B. Models are named as teachers are."""
+
+    kind: Literal["existing"]
+    model: str
+    sha256: str | None = None
+    tokenizer: str | None = None
+
+
+Student = Annotated[DepthStudent | WidthStudent | CopyStudent | ExistingStudent, Field(discriminator="kind")]
 
 
 class PlanRule(Part):

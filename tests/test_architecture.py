@@ -15,6 +15,7 @@ TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "p
 TORCH_FREE |= {
     "recipe_text",
     "recipe_parts",
+    "recipe_encoder",
     "runtimes",
     "evaluate",
     "benchmark",
@@ -22,7 +23,9 @@ TORCH_FREE |= {
     "cli",
     "cli_actions",
     "cli_eval",
+    "cli_learned",
     "cli_plan",
+    "cli_losses",
     "doctor",
 }
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "llama_cpp"}
@@ -32,6 +35,8 @@ MAY_NOT = {
     "export": lambda room: room in ("teachers", "knowledge", "schemes", "devices", "runtimes", "pipeline", "data"),
     "schemes": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "report"),
     "quantize": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "teachers"),
+    "insight": lambda room: room not in ("insight", "models", "evaluate"),
+    "encoders": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "report"),
     "students": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline"),
     "teachers": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "schemes"),
     "devices": lambda room: room in ("runtimes", "export", "schemes", "pipeline"),

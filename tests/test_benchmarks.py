@@ -22,6 +22,7 @@ HEADLINE = {
     "grid_cost": {"slowest_decode_s", "slowest_pack_s", "largest_step_share", "k_formats_step_share"},
     "grid_options": {"kl"},
     "retention": {"retention"},
+    "encoders": {"encoders"},
     "evaluation": {"item_agreement", "kl_ratio", "items_per_minute"},
     "quality_ladder": {"exact_tensors", "one_bit_down"},
     "quickstart": {"gguf_bytes", "size_ratio", "decode_ratio", "kl", "top1_agreement", "exact_tensors"},

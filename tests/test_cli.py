@@ -59,7 +59,19 @@ def test_doctor_says_what_is_missing_and_how_to_get_it():
 
 def test_every_command_has_help():
     text = edgeslm("--help").stdout
-    for command in ("run", "check", "export", "eval", "bench", "report", "chat", "doctor", "formats"):
+    for command in (
+        "run",
+        "check",
+        "export",
+        "eval",
+        "bench",
+        "learned",
+        "report",
+        "chat",
+        "doctor",
+        "formats",
+        "losses",
+    ):
         assert command in text
         assert edgeslm(command, "--help").returncode == 0
 
@@ -160,3 +172,18 @@ def test_eval_refuses_another_vocabulary_of_the_same_size(gguf, tmp_path):
     (tmp_path / "judge.txt").write_text("Once there was a lighthouse. " * 20, encoding="utf-8")
     done = edgeslm("eval", file.path, "--teacher", gguf, "--text", tmp_path / "judge.txt", "--context", 64)
     assert done.returncode == 2 and re.search("cannot be compared: token '[!#]' has id", done.stderr), done.stderr
+
+
+def test_losses_prints_every_loss_and_scheme_with_its_options():
+    from edgeslm.knowledge import LOSSES
+    from edgeslm.schemes import SCHEMES
+
+    found = json.loads(edgeslm("losses", "--json").stdout)
+    assert [r["loss"] for r in found["losses"]] == list(LOSSES)
+    assert {r["scheme"] for r in found["schemes"]} == set(SCHEMES)
+    by = {r["loss"]: r for r in found["losses"]}
+    assert by["jsd"]["options"] == {"beta": 0.5, "temperature": 1.0} and by["jsd"]["recorded"]
+    assert by["minilm"]["reads"] == ["query", "key", "value"] and not by["minilm"]["recorded"]
+    assert all(r["what"] and r["source"] for r in found["losses"])
+    text = edgeslm("losses").stdout
+    assert all(name in text for name in (*LOSSES, *SCHEMES))

@@ -38,23 +38,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def llama(layers: int = 4, seed: int = 0, tied: bool = True) -> LlamaForCausalLM:
-    return _model(LlamaConfig, LlamaForCausalLM, layers, seed, tied)
+def llama(layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64) -> LlamaForCausalLM:
+    return _model(LlamaConfig, LlamaForCausalLM, layers, seed, tied, hidden)
 
 
-def qwen2(layers: int = 4, seed: int = 0, tied: bool = True) -> Qwen2ForCausalLM:
+def qwen2(layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64) -> Qwen2ForCausalLM:
     """Biases on q, k and v, and a config that lists a type for every layer."""
-    return _model(Qwen2Config, Qwen2ForCausalLM, layers, seed, tied)
+    return _model(Qwen2Config, Qwen2ForCausalLM, layers, seed, tied, hidden)
 
 
 FAMILIES = {"llama": llama, "qwen2": qwen2}
 
 
-def _model(config_class: Any, model_class: Any, layers: int, seed: int, tied: bool) -> Any:
+def _model(config_class: Any, model_class: Any, layers: int, seed: int, tied: bool, hidden: int) -> Any:
     torch.manual_seed(seed)
     config = config_class(
         vocab_size=288,
-        hidden_size=64,
+        hidden_size=hidden,
         intermediate_size=96,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -66,6 +66,40 @@ def _model(config_class: Any, model_class: Any, layers: int, seed: int, tied: bo
         initializer_range=0.15,
     )
     return model_class(config).eval()
+
+
+def step_of(student: Any, terms: Any, teachers: Any = (), grid: str = "f32", stages: Any = (), **how: Any) -> Any:
+    """A step around `student`, all of it on `grid`, with objectives bound to it and to `teachers` (models).
+
+    `how`: fields of StepSettings that are not plain, or `base`."""
+    from edgeslm.models.blocks import sizes_of
+    from edgeslm.quantize.masters import attach
+    from edgeslm.quantize.plan import Plan
+    from edgeslm.schemes.objective import Objective
+    from edgeslm.schemes.step import Step, StepSettings
+
+    plain = {"micro_rows": 4, "clip": 1e9, "weight_decay": 0.0, "betas": (0.9, 0.98), "refit_every": None}
+    shapes = {name: tuple(p.shape) for name, p in student.named_parameters()}
+    masters = attach(student, Plan.uniform(grid).assign(shapes), next(student.parameters()).dtype)
+    own, theirs = sizes_of(student.config), [sizes_of(t.config) for t in teachers]
+    generator = torch.Generator().manual_seed(0)
+
+    def bound(some: Any) -> Any:
+        return Objective.build(some).bound(own, theirs, student.config.vocab_size, generator)
+
+    base = how.pop("base", None)
+    settings = StepSettings(**{**plain, **how})
+    return Step(student, masters, bound(terms), settings, base=base, stages=[bound(s) for s in stages])
+
+
+def gradients(step: Any, batch: Any, teacher: Any, objective: Any = None) -> tuple[float, dict[str, Any], dict]:
+    """(loss, gradient of each weight, of each weight of the losses) of one step, which leaves no gradient behind."""
+    total, _ = step._backward(batch, teacher, objective or step.objective)
+    grads = {m.name: m.value.grad for m in step.masters.items}
+    own = {name: value.grad for name, value in step.own.named.items()}
+    for holder in (*(m.value for m in step.masters.items), *step.own.named.values()):
+        holder.grad = None
+    return total, grads, own
 
 
 def teacher_folder(folder: Path, family: str = "llama") -> Path:

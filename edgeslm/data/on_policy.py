@@ -6,6 +6,7 @@ Shape letters: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.data.batch import Batch
-from edgeslm.data.written import WriteSettings, write_batch
+from edgeslm.data.written import Mix, WriteSettings, write_batch
 
 # (student, prompts, longest text, seed) -> texts, each with its prompt: a faster writer may take the built-in's place
 Writer = Callable[[nn.Module, list[list[int]], int, int], list[list[int]]]
@@ -48,8 +49,9 @@ class OnPolicy:
         written = self._batch(texts, batch.ids.shape[1]).to(batch.ids.device)
         tokens = sum(len(t) - self.prompt for t in texts)
         self.said = {"written": tokens, "written_tokens_per_s": tokens / (time.perf_counter() - start)}
-        if self.candidates == 1 or self.distance is None:
+        if self.candidates == 1:
             return written
+        assert self.distance is not None, "several candidates, and nothing to choose by"
         far = self.distance(student, written).reshape(self.candidates, -1)  # [candidates, B]
         chosen = far.argmax(0) * len(batch) + torch.arange(len(batch), device=far.device)
         return Batch(written.ids[chosen], written.mask[chosen])
@@ -64,9 +66,11 @@ class OnPolicy:
         return Batch(ids, mask)
 
 
-def own_writer(settings: WriteSettings, stop: set[int], teacher: nn.Module | None = None, share: float = 0.0) -> Writer:
-    """Writes with the student's own modules and key-value caches. `share` > 0: each token is drawn from a mix of
-    student and teacher with that share of the teacher (MiniLLM's mixed sampling, against texts that fall apart)."""
+def own_writer(
+    settings: WriteSettings, stop: set[int], teacher: nn.Module | None = None, mix: Mix | None = None
+) -> Writer:
+    """Writes with the student's own modules and key-value caches; with a teacher, both write each token together from
+    what `mix` makes of their logits."""
 
     def write(student: nn.Module, prompts: list[list[int]], length: int, seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
@@ -78,18 +82,31 @@ def own_writer(settings: WriteSettings, stop: set[int], teacher: nn.Module | Non
         was_training = student.training
         student.eval()
         try:
-            return write_batch(authors, mixed(share) if teacher is not None else None, prompts, here, stop, generator)
+            return write_batch(authors, mix, prompts, here, stop, generator)
         finally:
             student.train(was_training)
 
     return write
 
 
-def mixed(share: float) -> Callable[[Sequence[Tensor]], Tensor]:
-    """log((1 - share) p_student + share p_teacher), [B, V]."""
+def mixed(share: float) -> Mix:
+    """log((1 - share) p_student + share p_teacher), [B, V]: MiniLLM's sampling, against texts that fall apart."""
 
     def mix(logits: Sequence[Tensor]) -> Tensor:
         student, teacher = (torch.softmax(x, dim=-1) for x in logits)
         return ((1 - share) * student + share * teacher).clamp(min=1e-30).log()
+
+    return mix
+
+
+def contrasted(strength: float) -> Mix:
+    """(1 + strength) log p_teacher - strength log p_student, [B, V], up to a constant: an adversary that looks for text
+    on which the student has most to learn (contrastive decoding, arXiv:2210.15097, turned against the student). Only
+    outcomes that the teacher gives a tenth of its best one's probability are in question, or noise would win."""
+
+    def mix(logits: Sequence[Tensor]) -> Tensor:
+        student, teacher = (torch.log_softmax(x, dim=-1) for x in logits)
+        plausible = teacher >= teacher.max(dim=-1, keepdim=True).values + math.log(0.1)
+        return (teacher + strength * (teacher - student)).masked_fill(~plausible, float("-inf"))
 
     return mix

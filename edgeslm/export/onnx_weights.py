@@ -19,7 +19,7 @@ Shape letters: N outputs, K inputs, V vocabulary, B weights of an operator's blo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -129,6 +129,7 @@ class Filler:
     frozen: Frozen
     data: DataFile
     accuracy_level: int
+    rename: Callable[[str], str] = transformers_name  # a graph's initializer name -> the student's tensor name
     initializers: list[TensorProto] = field(default_factory=list)
     nodes: list[NodeProto] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
@@ -160,7 +161,7 @@ class Filler:
         self.initializers.append(tensor if array.nbytes < INLINE_BYTES else self.data.add(tensor.name, array, False))
 
     def _with_weight(self, node: NodeProto, hole: str, shape: tuple[int, ...]) -> Iterator[NodeProto]:
-        name = transformers_name(hole)
+        name = self.rename(hole)
         tied = name == HEAD and name not in self.frozen.tensors
         name = EMBEDDING if tied else name
         tensor = self.frozen.tensors.get(name)

@@ -49,17 +49,20 @@ class Stored:
     rows: Rows
 
 
-def verify(artifact: Artifact, frozen: Frozen) -> dict[str, Any]:
+def verify(
+    artifact: Artifact, frozen: Frozen, reader: Callable[[Path, Frozen], Iterator[Stored]] | None = None
+) -> dict[str, Any]:
     """`{"artifact", "tensors", "exact", "planned", "planned_exact", "first_mismatch": None | str}`.
 
     A tensor is exact when every use of it in the file decodes to the same bits as `FrozenTensor.decode`; a planned one
-    must also still be stored on a block grid. Raises ExportError when the file cannot be read at all.
+    must also still be stored on a block grid. `reader`: of a file laid out otherwise than its format's. Raises
+    ExportError when the file cannot be read at all.
     """
     readers: dict[str, Callable[[Path, Frozen], Iterator[Stored]]] = {"gguf": _gguf, "onnx": _onnx}
     problems: dict[str, str] = {}
     seen: set[str] = set()
     try:
-        for stored in readers[artifact.format](artifact.path, frozen):
+        for stored in (reader or readers[artifact.format])(artifact.path, frozen):
             seen.add(stored.name)
             problem = _compare(stored, frozen.tensors.get(stored.name))
             if problem:
@@ -140,18 +143,18 @@ def _onnx(folder: Path, frozen: Frozen) -> Iterator[Stored]:
     import onnx
 
     model = onnx.load(folder / "model.onnx", load_external_data=False)
-    graph = _Graph(folder, model.graph)
+    graph = Graph(folder, model.graph)
     for node in model.graph.node:
         found = graph.weight(node)
         if found is None:
             continue
-        name = _place(node)
+        name = place_of(node)
         if name == HEAD and HEAD not in frozen.tensors:
             name = EMBEDDING
         yield Stored(name, *found)
 
 
-def _place(node: NodeProto) -> str:
+def place_of(node: NodeProto) -> str:
     """`/model/layers.0/attn/q_proj/MatMul` -> `model.layers.0.self_attn.q_proj.weight`."""
     place = node.name.removeprefix("/").rpartition("/")[0].replace("/attn/", "/self_attn/").replace("/", ".")
     place = re.sub(r"^model\.layers\.\d+\.final_norm_layernorm$", "model.norm", place)
@@ -164,7 +167,7 @@ def _fields(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.stack(parts, axis=-1).reshape(packed.shape[0], -1).astype(np.uint8)
 
 
-class _Graph:
+class Graph:
     """Initializers of a graph, read lazily from the graph file or the data file beside it."""
 
     def __init__(self, folder: Path, graph: onnx.GraphProto):

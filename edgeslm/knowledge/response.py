@@ -63,10 +63,11 @@ def reverse_kl_fused(
 
 
 def cross_entropy(student: Tensor, teacher: Tensor | None, targets: Tensor, *, label_smoothing: Share = 0.0) -> Tensor:
-    """-log p(target), [N]; with smoothing e the target is (1 - e) one-hot + e uniform (Szegedy, arXiv:1512.00567)."""
+    """-log p(target), [N]; with smoothing e the target is (1 - e) one-hot + e uniform (Szegedy, arXiv:1512.00567). 0
+    where the target is below 0: the truth is not known there."""
     return torch.nn.functional.cross_entropy(
-        student.float(), targets, reduction="none", label_smoothing=label_smoothing
-    )
+        student.float(), targets.clamp_min(0), reduction="none", label_smoothing=label_smoothing
+    ) * (targets >= 0)
 
 
 def cross_entropy_fused(
@@ -74,14 +75,16 @@ def cross_entropy_fused(
 ) -> tuple[Tensor, Tensor]:
     """Value [N] and gradient p_s - target distribution [N, V]."""
     log_s = torch.log_softmax(student.float(), dim=-1)
-    at = targets[:, None]
+    at, unknown = targets[:, None].clamp_min(0), targets < 0
     value = log_s.gather(1, at).squeeze(1).mul_(label_smoothing - 1)
     if label_smoothing:
         value.sub_(log_s.mean(dim=-1), alpha=label_smoothing)
     grad = log_s.exp_()
     if label_smoothing:
         grad.sub_(label_smoothing / student.shape[1])
-    return value, grad.scatter_add_(1, at, torch.full_like(at, label_smoothing - 1, dtype=grad.dtype))
+    grad.scatter_add_(1, at, torch.full_like(at, label_smoothing - 1, dtype=grad.dtype))
+    value[unknown], grad[unknown] = 0, 0
+    return value, grad
 
 
 def teacher_free(

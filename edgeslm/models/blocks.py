@@ -69,6 +69,8 @@ def _watch(blocks: nn.ModuleList, index: int, fields: frozenset[str], found: dic
     block, handles = blocks[index - 1], []
     if "hidden" in fields:
         handles.append(block.register_forward_hook(lambda module, inputs, out: keep("hidden", _first(out))))
+    if fields <= {"hidden"}:  # a block without attention has a hidden state all the same
+        return handles
     names = DECODER if hasattr(block, DECODER[0]) else ENCODER
     attention: Any = block.get_submodule(names[0])
     if "attention" in fields:

@@ -15,7 +15,8 @@ from edgeslm.errors import EdgeSLMError, RecipeError
 from edgeslm.pipeline import check_files, check_losses, check_teachers, check_text
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
-from edgeslm.recipe import Recipe, expand
+from edgeslm.recipe import expand
+from edgeslm.recipe_encoder import EncoderRecipe
 
 TYPICAL_SHARE = 0.25  # of the matrix-product bound that a training step reached where it was measured
 
@@ -47,6 +48,10 @@ def check(context: Context) -> Findings:
     formats and losses are looked up, one matrix product is timed for the estimate."""
     from edgeslm import compute
 
+    if isinstance(context.recipe, EncoderRecipe):
+        from edgeslm.pipeline import encoder_check
+
+        return encoder_check.check(context)
     recipe, found = context.recipe, Findings()
     if found.attempt(lambda: context.compute) is None:
         return found
@@ -60,7 +65,7 @@ def check(context: Context) -> Findings:
     check_losses.losses(recipe, found)
     summary = found.attempt(lambda: _describe(context))
     if summary is not None:
-        student = _student(recipe, summary, found)
+        student = _student(context, summary, found)
         check_text.positions(context, found, student)
         found.attempt(lambda: check_text.texts(context, found, summary))
         if not found.problems:  # a plan for a recipe that is wrong would only repeat what is wrong
@@ -93,9 +98,14 @@ def _describe(context: Context) -> Any:
     return describe(context.source)
 
 
-def _student(recipe: Recipe, summary: Any, found: Findings) -> dict[str, Any]:
+def _student(context: Context, summary: Any, found: Findings) -> dict[str, Any]:
+    """The student's config."""
     from edgeslm.models.shapes import SIZES, pruned
 
+    recipe = context.recipe
+    if recipe.student.kind == "existing":
+        described = found.attempt(lambda: check_teachers.existing(context))
+        return dict((described or summary).config)
     sizes = {key: getattr(recipe.student, key, None) for key in SIZES}
     shape: dict[str, Any] | None = found.attempt(lambda: pruned(summary.config, sizes))
     return shape or dict(summary.config)

@@ -44,7 +44,7 @@ def runnable(recipe: Recipe, found: Any) -> None:
 
     for kind, key in containers(recipe).items():
         runtime = next(r for r in RUNTIMES.values() if kind in r.formats)
-        missing = [p for p in (*PACKAGES[kind], *runtime.packages) if not _installed(p)]
+        missing = [p for p in (*PACKAGES[kind], *runtime.packages) if not installed(p)]
         if missing:
             found.problems.append(
                 f"{key}: {kind} files cannot be made and evaluated here, {', '.join(missing)} is not installed; "
@@ -52,7 +52,7 @@ def runnable(recipe: Recipe, found: Any) -> None:
             )
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     try:
         return bool(version(package))
     except PackageNotFoundError:

@@ -15,26 +15,70 @@ def teachers(context: Context, found: Any, summary: Any, student: dict[str, Any]
     """`summary` of the recipe's first teacher; `student`: its config. Everything named is found and speaks the same
     vocabulary; layers that the objective names are there."""
     recipe = context.recipe
-    counts = [int(summary.config["num_hidden_layers"])]
+    configs = [summary.config]
     for index, more in enumerate(recipe.teacher.more):
         described = found.attempt(partial(_same_vocabulary, context, more, f"teacher.more.{index}"))
-        counts.append(int(described.config["num_hidden_layers"]) if described else counts[0])
-    scheme = recipe.distill.scheme
-    for spec in getattr(scheme, "anchors", ()) + ((scheme.base,) if scheme.kind == "residual" else ()):
-        found.attempt(partial(_same_vocabulary_as, context, spec, f"distill.scheme: {spec}"))
-    check_losses.layers(recipe, int(student["num_hidden_layers"]), counts, found)
-    folder = getattr(recipe.distill.targets, "folder", None)
-    if folder is not None:
-        from edgeslm.teachers.recorded import read_index
-
-        index_ = found.attempt(partial(read_index, context.base / folder))
-        if index_ is not None:
-            found.problems += _other_targets(recipe.distill.targets, index_)
+        configs.append(described.config if described else summary.config)
+    found.problems += _by_scheme(context, found, summary, student)
+    check_losses.layers(recipe, student, configs, found)
+    if recipe.distill.targets.kind != "live":
+        _targets(context, found, summary.vocab_size, int(student["vocab_size"]))
     if recipe.distill.on_policy and recipe.distill.on_policy.prompt >= recipe.data.sequence - 1:
         found.problems.append(
             f"distill.on_policy.prompt: {recipe.distill.on_policy.prompt} tokens leave the student nothing to write in "
             f"rows of {recipe.data.sequence} (data.sequence)"
         )
+
+
+def _by_scheme(context: Context, found: Any, summary: Any, student: dict[str, Any]) -> list[str]:
+    """What is wrong with the models that the scheme names."""
+    from edgeslm.knowledge import LOSSES
+    from edgeslm.knowledge.base import Feature
+
+    recipe, problems = context.recipe, []
+    scheme = recipe.distill.scheme
+    for spec in getattr(scheme, "anchors", ()) + ((scheme.base,) if scheme.kind == "residual" else ()):
+        described = found.attempt(partial(_same_vocabulary_as, context, spec, f"distill.scheme: {spec}"))
+        if described is None:
+            continue
+        layers = any(isinstance(LOSSES.get(term.loss), Feature) for term in recipe.distill.objective)
+        (ours, own), (theirs, other) = (check_losses.sizes(x.config) for x in (summary, described))
+        if scheme.kind == "route" and layers and (ours, own) != (theirs, other):
+            problems.append(
+                f"distill.scheme: {spec}: has {theirs} layers of width {other.hidden}, the recipe's teacher {ours} of "
+                f"{own.hidden}; losses on layers need anchors of one shape"
+            )
+        if scheme.kind == "residual" and described.vocab_size != student["vocab_size"]:
+            problems.append(
+                f"distill.scheme: {spec}: its head has {described.vocab_size} rows, the student's "
+                f"{student['vocab_size']}; logits that are added must be of the same outcomes"
+            )
+    return problems
+
+
+def _targets(context: Context, found: Any, teacher: int, student: int) -> None:
+    """Recorded targets: `teacher` and `student` are the rows of their heads."""
+    from edgeslm.teachers.recorded import read_index
+
+    part: Any = context.recipe.distill.targets
+    if part.folder is not None:
+        index = found.attempt(partial(read_index, context.base / part.folder))
+        if index is None:
+            return
+        found.problems += _other_targets(part, index)
+        teacher = index["vocabulary"]
+    if teacher > student:
+        found.problems.append(
+            f"distill.targets: the teacher's head has {teacher} rows, the student's {student}; what is recorded may "
+            "name outcomes that the student does not have, use targets: {kind: live}"
+        )
+
+
+def existing(context: Context) -> Any:
+    """Summary of a student that is a model of its own. Raises ModelError."""
+    from edgeslm.pipeline.prepare import existing_source
+
+    return _described(context, existing_source(context), "student.model")
 
 
 def _same_vocabulary(context: Context, more: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_start
 from edgeslm.pipeline.grid import grid_slice, start_on_grid
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
-from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.prepare import existing_source, student_model
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json
 
 
@@ -72,7 +72,7 @@ def _distill(context: Context, folder: Path) -> None:
     metadata = _metadata(context)
     tokenizer = context.folders["teacher"] / "tokenizer"
     config = student.config.to_dict()
-    frozen = freeze(steps[0].masters, teacher_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
+    frozen = freeze(steps[0].masters, student_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
     if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")
@@ -88,12 +88,13 @@ def taught_live(context: Context) -> bool:
     scheme = distill.scheme
     if distill.targets.kind != "live":
         return False
+    part = distill.on_policy
+    writes = part is not None and (part.teacher_share > 0 or part.contrast > 0)
     if scheme.kind == "online":
-        return scheme.outer_share > 0
+        return scheme.outer_share > 0 or writes
     if scheme.kind == "self" and scheme.teacher != "deep":
         return False
     needs = any(getattr(LOSSES.get(term.loss), "needs_teacher", True) for term in distill.objective)
-    writes = distill.on_policy is not None and distill.on_policy.teacher_share > 0
     return needs or writes or scheme.kind == "blockwise"
 
 
@@ -188,6 +189,13 @@ def teacher_arch(context: Context) -> str:
     return str(read_json(context.folders["teacher"] / "teacher.json")["arch"])
 
 
+def student_arch(context: Context) -> str:
+    from edgeslm.models.load import describe
+
+    existing = context.recipe.student.kind == "existing"
+    return describe(existing_source(context)).arch if existing else teacher_arch(context)
+
+
 def _metadata(context: Context) -> dict[str, str]:
     """What goes into the file: the parts of the recipe that made the weights, which later stages cannot change."""
     recipe = context.recipe
@@ -223,7 +231,7 @@ def base_model(context: Context) -> str:
 def chosen_student(context: Context) -> Any:
     """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
     facts = read_json(context.folders["student"] / "importance.json")
-    return facts["method"], facts.get("weights", facts.get("kept"))
+    return facts["method"], facts.get("source", facts.get("weights", facts.get("kept")))
 
 
 # the student stage is read too, but through `chosen_student`: other text to judge by must not train anew

@@ -70,12 +70,12 @@ def _from_file(context: Context, student: Any) -> dict[str, Any]:
 
     from edgeslm.models.arch import ARCHS
     from edgeslm.models.imatrix import read
-    from edgeslm.pipeline.distill import teacher_arch
+    from edgeslm.pipeline.distill import student_arch
 
     part = context.recipe.quantize.importance
     assert part is not None and part.file is not None
     path = context.base / part.file
-    means = read(path).means(ARCHS[teacher_arch(context)].names(student.config.to_dict()))
+    means = read(path).means(ARCHS[student_arch(context)].names(student.config.to_dict()))
     if not means:
         raise ModelError(f"{path}: names no tensor of the student; the importance matrix belongs to another model")
     return {name: torch.from_numpy(mean) for name, mean in means.items()}

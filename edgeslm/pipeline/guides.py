@@ -87,7 +87,8 @@ def objectives(context: Context, student: Any, guides: Guides | None) -> tuple[A
     generator = torch.Generator().manual_seed(recipe.seed)
     own = sizes_of(student.config)
     theirs = [sizes_of(m.config) for m in guides.models] if guides else []
-    bind = {"vocabulary": student.config.vocab_size, "generator": generator, "device": context.compute.device}
+    vocabulary = min(student.config.vocab_size, guides.vocabulary) if guides else student.config.vocab_size
+    bind = {"vocabulary": vocabulary, "generator": generator, "device": context.compute.device}
     main = Objective.build([t.model_dump() for t in recipe.distill.objective]).bound(own, theirs, **bind)
     if recipe.distill.scheme.kind != "blockwise":
         return main, []
@@ -97,7 +98,8 @@ def objectives(context: Context, student: Any, guides: Guides | None) -> tuple[A
 
 def on_policy(context: Context, guides: Guides | None) -> Any:
     """The recipe's share of batches that the student writes; None when it has none."""
-    from edgeslm.data.on_policy import OnPolicy, own_writer
+    from edgeslm.compute import uncompiled
+    from edgeslm.data.on_policy import OnPolicy, contrasted, mixed, own_writer
     from edgeslm.data.written import WriteSettings
     from edgeslm.models.stop import stop_ids
     from edgeslm.pipeline.prepare import separator
@@ -109,7 +111,13 @@ def on_policy(context: Context, guides: Guides | None) -> Any:
     stop = frozenset(stop_ids(context.tokenizer))
     settings = WriteSettings(0, 0, 0, seed=context.recipe.seed, **part.sampling.model_dump())
     judge = guides.models[0] if guides else None
-    writer = own_writer(settings, set(stop), judge if part.teacher_share else None, part.teacher_share)
+    mix = mixed(part.teacher_share) if part.teacher_share else contrasted(part.contrast) if part.contrast else None
+    inner = own_writer(settings, set(stop), judge if mix else None, mix)
+
+    def writer(*asked: Any) -> Any:
+        with uncompiled():  # compiled layers would be made anew for each length of the text so far
+            return inner(*asked)
+
     far = None if judge is None or part.candidates == 1 else lambda student, batch: row_distance(student, judge, batch)
     return OnPolicy(
         part.share, part.prompt, writer, stop, separator(context), context.recipe.seed, part.candidates, far

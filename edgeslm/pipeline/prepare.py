@@ -88,8 +88,9 @@ def _student_slice(context: Context) -> Any:
     judged = context.recipe.evaluate
     text = files(judged.paths, context.base), judged.context, judged.windows
     part = context.recipe.student
-    seed = None if part.kind == "copy" else context.recipe.seed  # chooses the text that importance is measured on
-    return part.model_dump(mode="json"), text, seed, computing(context)
+    seeded = part.kind in ("depth", "width")  # the seed chooses the text that importance is measured on
+    source = existing_source(context).sha256 if part.kind == "existing" else None
+    return part.model_dump(mode="json"), text, context.recipe.seed if seeded else None, source, computing(context)
 
 
 def _student(context: Context, folder: Path) -> None:
@@ -100,14 +101,19 @@ def _student(context: Context, folder: Path) -> None:
     from edgeslm.pipeline.heldout import heldout_ids
     from edgeslm.schemes.measure import closeness
     from edgeslm.students import BUILDERS
+    from edgeslm.students.build import Built
 
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
     generator = torch.Generator().manual_seed(context.recipe.seed)
     ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
     # new weights are computed from the teacher's, which must not have been rounded to the type of training
-    exact = context.recipe.student.kind == "width"
+    exact = context.recipe.student.kind in ("width", "existing")
     teacher = context.load_teacher(torch.float32 if exact else context.compute.dtype).model
-    built = BUILDERS[context.recipe.student.kind](context.recipe.student, teacher, ids)
+    if context.recipe.student.kind == "existing":
+        source = existing_source(context)
+        built = Built(context.load(source, torch.float32).model, {"method": "existing", "source": source.sha256})
+    else:
+        built = BUILDERS[context.recipe.student.kind](context.recipe.student, teacher, ids)
     judged = heldout_ids(context)
     before, after = closeness(teacher, teacher, judged), closeness(built.model, teacher, judged)
     facts = {
@@ -130,6 +136,12 @@ def _student(context: Context, folder: Path) -> None:
     )
 
 
+def existing_source(context: Context) -> Any:
+    """Of a student that is a model of its own. Raises ModelError."""
+    part: Any = context.recipe.student
+    return context.resolve(part.model, part.sha256, part.tokenizer)
+
+
 def student_model(context: Context) -> Any:
     """The student as built, in float32, before training: new weights as kept, or the teacher without the layers that
     were dropped."""
@@ -145,6 +157,8 @@ def student_model(context: Context) -> Any:
         model.set_attn_implementation(context.recipe.distill.train.attention)
         model.to(context.compute.device)  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
         return model.eval()
+    if "source" in facts:
+        return context.load(existing_source(context), torch.float32).model
     teacher = context.load_teacher(torch.float32).model
     return depth.prune(teacher, facts["kept"]) if "kept" in facts else teacher
 

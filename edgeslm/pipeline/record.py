@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeslm.pipeline.guides import read_order, teachers
+from edgeslm.pipeline.guides import more_sources, read_order, teachers
 from edgeslm.pipeline.stage import Context, Stage, computing, files
 
 
@@ -27,7 +27,7 @@ def _slice(context: Context) -> Any:
     elsewhere = files((f"{part.folder}/index.json",), context.base) if getattr(part, "folder", None) else None
     sources = [s.share for s in recipe.data.sources]
     asked = recipe.distill.train.steps * recipe.batch_rows, sources, recipe.seed
-    teacher = recipe.teacher.model_dump(mode="json")
+    teacher = recipe.teacher.model_dump(mode="json"), [source.sha256 for source in more_sources(context)]
     return part.model_dump(mode="json"), elsewhere, asked, teacher, computing(context)
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
+from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
 from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
 from edgeslm.pipeline.record import RECORD
@@ -23,12 +24,15 @@ from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
 from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
+from edgeslm.recipe_encoder import EncoderRecipe
 
 STAGES = (TEACHER, DATA, STUDENT, PLAN, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """Those that a recipe needs: only a size to meet needs planning, only recorded targets a recording."""
+    if isinstance(recipe, EncoderRecipe):
+        return ENCODER_STAGES
     left_out = {PLAN.name: recipe.quantize.target is None, RECORD.name: recipe.distill.targets.kind == "live"}
     return tuple(s for s in STAGES if not left_out.get(s.name, False))
 
@@ -95,6 +99,7 @@ def _record(context: Context) -> dict[str, Any]:
     return {
         "schema": 1,
         "name": context.recipe.name,
+        "family": getattr(context.recipe, "family", "causal"),
         "recipe_hash": context.recipe.hash,
         "training_hash": context.recipe.training_hash,
         "edgeslm": __version__,

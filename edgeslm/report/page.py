@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgeslm.report import making, markdown, performance, planning, quality, retention, summary
+from edgeslm.report import encoder, making, markdown, performance, planning, quality, retention, summary
 from edgeslm.report.blocks import Note, Section
 from edgeslm.report.compare import pairs
 from edgeslm.report.folder import Run, read
@@ -52,7 +52,7 @@ def render(run: Path) -> ReportFiles:
     What the folder lacks becomes a "not measured: why" line. Raises DataError when `run` is no folder.
     """
     content = read(run)
-    sections = build(content)
+    sections = encoder.build(content) if content.facts.get("family") == "encoder" else build(content)
     out = ReportFiles(run / "report.html", run / "report.md", run / "results.json")
     facts = {k: str(content.facts.get(k) or "") for k in ("recipe_hash", "edgeslm")}
     facts["started"] = moment(content.facts.get("started"))

@@ -2,7 +2,7 @@
 
 A task is plain data, e.g. {"task": "bench", "prompt": [...], "new_tokens": 64, "warmups": 1, "repeats": 5,
 "threads": 4, "context": 256}; the tasks are `score`, `likelihood`, `bench`, `generate` and
-`serve`, see workers/tasks.py.
+`serve`, see workers/tasks.py, and `encode` of onnxruntime, see workers/encoding.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from edgeslm.errors import RuntimeFailure
 
 WORKERS = Path(__file__).parent / "workers"
-SHARED = ("common.py", "likelihood.py", "scoring.py", "tasks.py")  # pushed beside every worker
+SHARED = ("common.py", "encoding.py", "likelihood.py", "scoring.py", "tasks.py")  # pushed beside every worker
 RUN_SECONDS = ("prefill_s", "time_to_first_token_s", "decode_s", "decode_cpu_s")
 LONG_LIST = 16  # lists longer than this are named by length and hash in a measurement
-PATHS = frozenset({"model", "name", "reference_in", "reference_out", "rails"})  # say where, not what
+PATHS = frozenset({"model", "name", "reference_in", "reference_out", "rails", "rows"})  # say where, not what
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Runtime:
             "bench": {"engine": dict, "load_s": float, "runs": list, "warmups": list, "memory": dict},
             "generate": {"engine": dict, "answers": list},
             "serve": {"engine": dict, "turns": int},
+            "encode": {"engine": dict, "load_s": float, "latency_s": list, "warmup_s": list, "arrays": dict},
         }
         wrong = [k for k, kind in shapes[task].items() if not _has(result, k, kind)]
         inner: dict[str, Any] = {

@@ -56,13 +56,18 @@ MAPS = {
 
 
 def resolve(layers: str | Explicit, student: int, teacher: int, where: str) -> list[Pair]:
-    """Pairs by name or as spelled out. Raises RecipeError for a layer that one of the models does not have."""
+    """Pairs by name or as spelled out. Raises RecipeError for no pairs, and for a layer that one of the models does not
+    have."""
     if isinstance(layers, str):
         if layers not in MAPS:
             raise RecipeError([f"{where}.layers: unknown map '{layers}'; known: {', '.join(MAPS)}, or pairs [[s, t]]"])
         return MAPS[layers](student, teacher)
     pairs = [(s, (t,) if isinstance(t, int) else tuple(t)) for s, t in layers]
+    if not pairs:
+        raise RecipeError([f"{where}.layers: names no pair; leave it out for the loss's own map"])
     for s, many in pairs:
+        if not many:
+            raise RecipeError([f"{where}.layers: names no layer of the teacher for the student's {s}"])
         if not 0 <= s <= student:
             raise RecipeError([f"{where}.layers: the student has layers 0 to {student}, not {s}"])
         if wrong := [t for t in many if not 0 <= t <= teacher]:

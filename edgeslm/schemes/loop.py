@@ -40,12 +40,14 @@ class Loop:
     )  # at which updates the student is kept, and how
     load: Callable[[str], Teacher] | None = None  # another teacher by its spec, for schemes that change teachers
     on_policy: OnPolicy | None = None  # the student writes some of the batches itself
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # what else a row holds, [rows, ...] each
 
     def batch(self, index: int) -> Batch:
         """The rows of step `index`: a function of the order alone, so a resumed run reads what a whole one reads."""
         chosen = torch.as_tensor(self.order[index * self.batch_rows : (index + 1) * self.batch_rows])
         ids = self.rows.ids[chosen].long().to(self.device)
-        return Batch(ids, self.rows.mask[chosen].float().to(self.device), chosen)
+        fields = {name: value[chosen].to(self.device) for name, value in self.fields.items()}
+        return Batch(ids, self.rows.mask[chosen].float().to(self.device), chosen, fields)
 
     def read_or_written(self, index: int, step: Step) -> Batch:
         """The batch of step `index`, or what the student writes in its place."""

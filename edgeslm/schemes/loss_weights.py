@@ -47,7 +47,9 @@ class LossWeights:
             prefix = f"own-optimiser|{name}|"
             kept = {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
             if kept:
-                self._owner(value).state[value] = kept
+                self._owner(value).state[value] = {
+                    key: moment if key == "step" else moment.to(value.device) for key, moment in kept.items()
+                }
 
     def _owner(self, value: Tensor) -> torch.optim.Optimizer:
         return next(o for o in self.optimisers if any(value is p for g in o.param_groups for p in g["params"]))

@@ -59,7 +59,8 @@ def row_distance(student: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor
     kl = torch.empty(mask.numel(), device=mask.device)
     for at in range(0, len(kl), ROWS):
         part = slice(at, at + ROWS)
-        log_s = torch.log_softmax((h_s[part] @ head_weight(student).T).float(), dim=-1)
-        log_t = torch.log_softmax((h_t[part] @ head_weight(teacher).T).float(), dim=-1)
+        ours, theirs = ((h[part] @ head_weight(m).T).float() for h, m in ((h_s, student), (h_t, teacher)))
+        width = min(ours.shape[1], theirs.shape[1])  # vocabularies of a family may be padded differently
+        log_s, log_t = (torch.log_softmax(x[:, :width], dim=-1) for x in (ours, theirs))
         kl[part] = (log_t.exp() * (log_t - log_s)).sum(-1)
     return (kl.view_as(mask) * mask).sum(1) / mask.sum(1).clamp(min=1.0)

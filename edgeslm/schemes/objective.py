@@ -66,6 +66,11 @@ class Objective:
         return any(not isinstance(t.loss, Response) or t.loss.needs_teacher for t in self.terms)
 
     @property
+    def taught(self) -> Objective:
+        """Without the terms that look at the text alone: what a student wrote itself is no truth to learn from."""
+        return Objective(tuple(t for t in self.terms if not isinstance(t.loss, Response) or t.loss.needs_teacher))
+
+    @property
     def need(self) -> Need:
         """What to ask of teachers."""
         wants: dict[int, dict[int, frozenset[str]]] = {}
@@ -132,7 +137,8 @@ def _bind(
             return term
         return replace(term, params=(_trained(loss.init(vocabulary, generator, **term.options), device),))
     teacher = teachers[term.teacher]
-    pairs = resolve(term.layers or loss.layers, student[0], teacher[0], f"distill.objective.{index}")
+    asked = loss.layers if term.layers is None else term.layers
+    pairs = resolve(asked, student[0], teacher[0], f"distill.objective.{index}")
     params: list[Params] = []
     if loss.init is not None:
         count = len(pairs) if loss.joint else 1

@@ -15,6 +15,7 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
     (step,) = steps
     for turn in turns(loop, steps):
         batch = loop.read_or_written(turn.index, step)
-        turn.log = step(batch, teacher, **turn.how)
+        written = batch.rows is None
+        turn.log = step(batch, teacher, **turn.how, objective=step.objective.taught if written else None)
         if loop.on_policy is not None:
             turn.notes = loop.on_policy.said

@@ -9,12 +9,16 @@ itself from the mean of the others. With a share of an outer teacher that teache
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from edgeslm.data.batch import Batch
 from edgeslm.schemes.loop import Loop, turns
-from edgeslm.schemes.step import Step
+from edgeslm.schemes.measure import row_distance
+from edgeslm.schemes.objective import Objective
+from edgeslm.schemes.step import Step, StepLog
 from edgeslm.teachers.base import Teacher
 from edgeslm.teachers.ensemble import Ensemble
 from edgeslm.teachers.live import LiveTeacher
@@ -24,21 +28,44 @@ MEMORY = 0.9  # of the running loss that decides who leads
 
 def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
     peers = [LiveTeacher(step.model) for step in steps]
-    losses = torch.zeros(len(steps), dtype=torch.float64)  # running means; NaN-free from the first turn on
+    losses = torch.zeros(len(steps), dtype=torch.float64)  # running means, 0 before the first
     apart = loop.train.steps // len(steps)  # peers read the same rows at different times, or nothing would part them
     for turn in turns(loop, steps, {"losses": losses}):
-        logs = []
+        logs, notes = [], []
         for me, step in enumerate(steps):
             guides = _guides(me, peers, losses, part.learn_from)
             weights = [(1.0 - part.outer_share) / len(guides)] * len(guides)
             if teacher is not None and part.outer_share:
                 guides, weights = [*guides, teacher], [*weights, part.outer_share]
-            batch = loop.batch((turn.index + me * apart) % loop.train.steps)
-            log = step(batch, Ensemble(guides, weights), **turn.how)
-            losses[me] = log.loss if turn.index == 0 else MEMORY * losses[me] + (1 - MEMORY) * log.loss
+            batch, said = _read_or_written(me, steps, loop, (turn.index + me * apart) % loop.train.steps)
+            written = batch.rows is None
+            objective = step.objective.taught if written else step.objective
+            log = step(batch, Ensemble(guides, weights), **turn.how, objective=objective)
+            if not written:  # who wrote a text reads it best
+                loss = _of_text(objective, log)
+                losses[me] = MEMORY * losses[me] + (1 - MEMORY) * loss if losses[me] else loss
             logs.append(log)
+            notes.append(said)
         turn.log = logs[0]
-        turn.notes = {"peer_losses": [log.loss for log in logs], "leader": int(losses.argmin())}
+        turn.notes = {"peer_losses": [log.loss for log in logs], "leader": int(losses.argmin()), **notes[0]}
+
+
+def _read_or_written(me: int, steps: Sequence[Step], loop: Loop, index: int) -> tuple[Batch, dict[str, Any]]:
+    """A batch and what the log says of it. Of texts that a peer writes those are kept on which it and the next peer
+    differ most."""
+    batch = loop.batch(index)
+    if loop.on_policy is None:
+        return batch, {}
+    other = steps[(me + 1) % len(steps)].model
+    write = replace(loop.on_policy, distance=lambda student, text: row_distance(student, other, text))
+    return write(index, batch, steps[me].model), write.said
+
+
+def _of_text(objective: Objective, log: StepLog) -> float:
+    """The loss of the terms that look at the text alone; of all where every term has a teacher."""
+    named = zip(objective.labels, objective.responses, strict=False)  # labels of responses come first
+    alone = [t.weight * log.terms[label] for label, t in named if not getattr(t.loss, "needs_teacher", True)]
+    return sum(alone) if alone else log.loss
 
 
 def _guides(me: int, peers: Sequence[Teacher], losses: torch.Tensor, learn_from: str) -> list[Teacher]:

@@ -19,6 +19,7 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
     for turn in turns(loop, steps):
         anchor = turn.index * (len(part.anchors) + 1) // loop.train.steps
         if anchor != current:
+            guide = None  # let go before the next is loaded
             guide = loop.load(part.anchors[anchor]) if anchor < len(part.anchors) else teacher
             current = anchor
         turn.log = step(loop.batch(turn.index), guide, **turn.how)

@@ -28,9 +28,11 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
             turn.log = step(loop.batch(turn.index), teacher, **turn.how)
         return
     shadow = copy.deepcopy(step.model)
-    kept = {name: value.data for name, value in shadow.named_parameters()}
+    kept = {name: value.data.float() for name, value in shadow.named_parameters()}  # bfloat16 would lose small changes
     guide = LiveTeacher(shadow)
     for turn in turns(loop, steps, kept):
+        for name, value in shadow.named_parameters():
+            value.data.copy_(kept[name])
         turn.log = step(loop.batch(turn.index), guide, **turn.how)
         if part.teacher == "moving_average":
             _follow(kept, step.model, part.decay)
@@ -41,4 +43,4 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
 @torch.no_grad()
 def _follow(kept: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     for name, value in model.named_parameters():
-        kept[name].lerp_(value.data, 1.0 - decay)
+        kept[name].lerp_(value.data.float(), 1.0 - decay)

@@ -22,7 +22,7 @@ from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
 from edgeslm.schemes.objective import Objective, masked_mean
 from edgeslm.schemes.terms import feature
-from edgeslm.teachers.base import Dense, Signals, Teacher
+from edgeslm.teachers.base import Dense, Need, Signals, Teacher
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         (targets, mask), terms = self.view.truth(batch), objective.responses
         head, teacher = self.view.head(self.model), signals.output
-        base = None if self.base is None else self.base(batch, objective.need).output
+        base = None if self.base is None else self.base(batch, Need()).output
         given = HeadInput(targets, mask, count, teacher, base, signals.foreign)
         if not self.settings.exits:
             return head_loss(states, head, given, terms)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from edgeslm.knowledge.base import Feature, Layer, Response
+from edgeslm.knowledge.response import FLOOR
 from edgeslm.schemes.objective import Term, masked_mean
 from edgeslm.teachers.base import Sparse
 
+SMALLEST = torch.finfo(torch.float32).tiny
 ANY_VOCABULARY = ("uld",)  # compares sorted probabilities: outcomes need not be the same ones
 
 
@@ -26,10 +28,7 @@ def response(term: Term, student: Tensor, teacher: Tensor | Sparse | None, targe
         teacher = None
     if isinstance(teacher, Sparse):
         return _sparse(term, student, teacher)
-    other = teacher is None or term.name in ANY_VOCABULARY
-    width = student.shape[1] if teacher is None or other else min(student.shape[1], teacher.shape[1])
-    ours = student[:, :width]
-    theirs = teacher if teacher is None or other else teacher[:, :width]
+    ours, theirs = _shared(term, student, teacher)
     if loss.fused is not None:
         value, grad = loss.fused(ours, theirs, targets, **term.options)
     else:
@@ -39,16 +38,25 @@ def response(term: Term, student: Tensor, teacher: Tensor | Sparse | None, targe
             value = loss.fn(leaf, theirs, targets, **own, **term.options)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         value = value.detach()
-    if width < student.shape[1]:
-        grad = torch.nn.functional.pad(grad, (0, student.shape[1] - width))
+    if (more := student.shape[1] - ours.shape[1]) > 0:
+        grad = torch.nn.functional.pad(grad, (0, more))
     return value, grad
+
+
+def _shared(term: Term, student: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Logits of the outcomes that both have."""
+    if teacher is None or term.name in ANY_VOCABULARY:
+        return student, teacher
+    width = min(student.shape[1], teacher.shape[1])
+    return student[:, :width], teacher[:, :width]
 
 
 def judge_response(term: Term, student: Tensor, teacher: Tensor | None, targets: Tensor, scale: Tensor) -> None:
     """Adds to the gradients of an adversary's weights those of its own loss, the mean over tokens."""
     assert isinstance(term.loss, Response) and term.loss.judge is not None
     with torch.enable_grad():
-        values = term.loss.judge(student.detach().float(), teacher, targets, params=term.params[0], **term.options)
+        ours, theirs = _shared(term, student.detach().float(), teacher)
+        values = term.loss.judge(ours, theirs, targets, params=term.params[0], **term.options)
         masked_mean(values, scale, 1.0).backward()
 
 
@@ -60,25 +68,22 @@ def _sparse(term: Term, student: Tensor, teacher: Sparse) -> tuple[Tensor, Tenso
     log_s = torch.log_softmax(student.float() / heat, dim=-1)
     kept = log_s.gather(1, teacher.ids)  # [N, K]
     if teacher.tail is None:
+        assert teacher.entropy is not None
         value = -(teacher.weights * kept).sum(-1) - teacher.entropy
         grad = log_s.exp_().scatter_add_(1, teacher.ids, -teacher.weights)
         return value * heat**2, grad.mul_(heat)
+    rest = log_s.scatter_(1, teacher.ids, -torch.inf)
+    left = rest.logsumexp(-1, keepdim=True).clamp_min_(FLOOR)
+    theirs = torch.cat([teacher.weights, teacher.tail[:, None]], dim=1).clamp_min_(SMALLEST).log()
     with torch.enable_grad():
-        leaf = kept.detach().requires_grad_()
-        ours = torch.cat([leaf, log1mexp(leaf)[:, None]], dim=1)  # log-probabilities of K + 1 buckets
-        tail = teacher.tail.clamp(min=1e-12)
-        theirs = torch.cat([teacher.weights.clamp(min=1e-12), tail[:, None]], dim=1).log()
+        ours = torch.cat([kept, left], dim=1).requires_grad_()  # logits of K + 1 buckets
         options = {k: v for k, v in term.options.items() if k != "temperature"}
         assert isinstance(term.loss, Response)
-        value = term.loss.fn(ours, theirs, torch.zeros(len(ours), dtype=torch.long), **options)
-        (by_kept,) = torch.autograd.grad(value.sum(), leaf)  # [N, K], gradients on log-probabilities
-    grad = log_s.exp_().mul_(-by_kept.sum(-1, keepdim=True)).scatter_add_(1, teacher.ids, by_kept)
+        value = term.loss.fn(ours, theirs, torch.zeros(len(ours), dtype=torch.long, device=ours.device), **options)
+        (of_buckets,) = torch.autograd.grad(value.sum(), ours)
+    grad = rest.sub_(left).exp_().mul_(of_buckets[:, -1:])  # an outcome's share of its bucket
+    grad.scatter_(1, teacher.ids, of_buckets[:, :-1])
     return value.detach() * heat**2, grad.mul_(heat)
-
-
-def log1mexp(log_p: Tensor) -> Tensor:
-    """log of what [N, K] log-probabilities leave, [N]; at least float32's smallest step away from certainty."""
-    return torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 6e-8))
 
 
 def feature(

@@ -21,17 +21,17 @@ from edgeslm.models.blocks import Wants
 class Sparse:
     """A few outcomes that stand for a teacher's distribution at `temperature`. `weights` are probabilities. `tail` [C]:
     what is left beside them, one bucket; None where the weights are a sample of the whole distribution, sum to 1 and
-    may hold an outcome more than once. `entropy` [C] of the whole, in nats."""
+    may hold an outcome more than once. `entropy` [C] of the whole, in nats, is known of such a sample only."""
 
     ids: Tensor  # [C, K] int64
     weights: Tensor  # [C, K] float32
     tail: Tensor | None
-    entropy: Tensor
+    entropy: Tensor | None
     temperature: float
 
     def part(self, rows: slice) -> Sparse:
-        tail = None if self.tail is None else self.tail[rows]
-        return Sparse(self.ids[rows], self.weights[rows], tail, self.entropy[rows], self.temperature)
+        tail, entropy = (None if x is None else x[rows] for x in (self.tail, self.entropy))
+        return Sparse(self.ids[rows], self.weights[rows], tail, entropy, self.temperature)
 
 
 def dense(given: Tensor | Sparse) -> Tensor:

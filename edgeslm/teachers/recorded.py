@@ -1,7 +1,7 @@
 """A teacher that was heard beforehand: targets on disk, sharded, memory-mapped, found by the id of a row.
 
     index.json                 what was recorded, of which teacher, and every shard with its rows and sha256
-    targets-00000.safetensors  ids [R, T - 1, K + S], weights [R, T - 1, K] float16, entropy [R, T - 1] float16
+    targets-00000.safetensors  ids [R, T - 1, K + S], logs [R, T - 1, K] float16, rest [R, T - 1] float16 (see Kept)
 
 Shape letters: R rows of a shard, T tokens of a row, K outcomes kept, S sampled, N predictions of a batch.
 """
@@ -28,6 +28,7 @@ from edgeslm.teachers.base import Need, Output, Signals, Sparse, dense
 from edgeslm.teachers.targets import Kept, bytes_per_token, id_type, keep, restore
 
 SHARD_ROWS = 64
+FIELDS = ("ids", "logs", "rest")  # of Kept, and of a shard
 CHUNK = 64  # predictions whose whole distribution is looked at together
 
 
@@ -102,8 +103,8 @@ def _write_shard(
         parts.append(_row(output_of(batch), batch.ids[0, 1:], how, name))
     tensors = {
         "ids": torch.stack([p.ids for p in parts]).to(id_type(vocabulary)),
-        "weights": torch.stack([p.weights for p in parts]),
-        "entropy": torch.stack([p.entropy for p in parts]),
+        "logs": torch.stack([p.logs for p in parts]),
+        "rest": torch.stack([p.rest for p in parts]),
     }
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"rows": " ".join(ids)})
@@ -120,7 +121,7 @@ def _row(output: Output, targets: Tensor, how: Recording, name: str) -> Kept:
         part = slice(at, at + CHUNK)
         logits = dense(output.rows(part, targets[part]))
         found.append(keep(logits.cpu(), how.count, how.samples, how.temperature, uniform[part]))
-    return Kept(*(torch.cat([getattr(f, name) for f in found]) for name in ("ids", "weights", "entropy")))
+    return Kept(*(torch.cat([getattr(f, name) for f in found]) for name in FIELDS))
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -138,7 +139,7 @@ class _Whole:
     temperature: float
 
     def rows(self, part: slice, targets: Tensor) -> Sparse:
-        some = Kept(self.kept.ids[part], self.kept.weights[part], self.kept.entropy[part])
+        some = Kept(*(getattr(self.kept, name)[part] for name in FIELDS))
         return restore(some, self.samples, self.temperature)
 
 
@@ -174,7 +175,7 @@ class RecordedTeacher:
     def _row(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         number, at = self.place[self.names[row]]
         file = self.files[number]
-        return tuple(file.get_slice(name)[at] for name in ("ids", "weights", "entropy"))  # type: ignore[return-value]
+        return tuple(file.get_slice(name)[at] for name in FIELDS)  # type: ignore[return-value]
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, main
+from encoding import EncodingEngine, encode
 from likelihood import Followed, Group
 from tasks import TASKS
 
@@ -198,9 +199,11 @@ def cache_shape(config: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def open_engine(desk: Desk) -> ScoringEngine | GenerationEngine:
+def open_engine(desk: Desk) -> ScoringEngine | GenerationEngine | EncodingEngine:
+    if desk.job["task"] == "encode":
+        return EncodingEngine(desk)
     return ScoringEngine(desk) if desk.job["task"] in ("score", "likelihood") else GenerationEngine(desk)
 
 
 if __name__ == "__main__":
-    main(open_engine, TASKS)
+    main(open_engine, {**TASKS, "encode": encode})

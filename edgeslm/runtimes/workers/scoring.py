@@ -50,6 +50,15 @@ def overlap(reference: np.ndarray, student: np.ndarray) -> np.ndarray:
     return (left[:, :, None] == right[:, None, :]).any(axis=-1).mean(axis=-1)
 
 
+def shared(reference: np.ndarray, student: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both over the ids that both have, [m, V] each: vocabularies of a family are padded to different sizes, and what
+    lies in the padding is no token."""
+    width = min(reference.shape[-1], student.shape[-1])
+    if reference.shape == student.shape:
+        return reference, student
+    return log_probs(reference[:, :width]), log_probs(student[:, :width])
+
+
 class Scorer:
     """Takes logits row block by row block, in the order of the windows; keeps what the job asked for."""
 
@@ -69,7 +78,7 @@ class Scorer:
                 desk.folder / job["reference_out"], mode="w+", dtype=np.float32, shape=(tokens, vocabulary)
             )
         if job.get("reference_in"):
-            self.reference = open_reference(Path(job["reference_in"]), tokens, vocabulary)
+            self.reference = open_reference(Path(job["reference_in"]), tokens)
             self.arrays |= {name: np.zeros(tokens) for name in ("kl", "reference_nll", "delta_p", "top5_overlap")}
             self.arrays["reference_top1"] = np.zeros(tokens, np.int32)
 
@@ -91,7 +100,8 @@ class Scorer:
                 self.out[here] = single
             if self.reference is not None:
                 reference = np.asarray(self.reference[here], np.float64)
-                arrays["kl"][here] = divergence(reference, single.astype(np.float64))
+                both = shared(reference, single.astype(np.float64))
+                arrays["kl"][here] = divergence(*both)
                 arrays["reference_top1"][here] = reference.argmax(axis=-1)
                 arrays["reference_nll"][here] = -reference[index, wanted]
                 arrays["delta_p"][here] = np.exp(rows[index, wanted]) - np.exp(reference[index, wanted])
@@ -108,13 +118,13 @@ class Scorer:
         return {"tokens": self.at, "arrays": {name: f"{name}.npy" for name in self.arrays}, "means": means}
 
 
-def open_reference(path: Path, tokens: int, vocabulary: int) -> np.ndarray:
+def open_reference(path: Path, tokens: int) -> np.ndarray:
     """Memory-map a reference's log-probabilities, float32 [T, V]. Raises JobError when it is of another shape."""
     reference = np.load(path, mmap_mode="r", allow_pickle=False)
-    if reference.dtype != np.float32 or reference.shape != (tokens, vocabulary):
+    if reference.dtype != np.float32 or reference.ndim != 2 or len(reference) != tokens:
         raise JobError(
-            f"the reference holds {reference.dtype} {list(reference.shape)}, this model gives float32 "
-            f"{[tokens, vocabulary]}: both must have the same vocabulary and score the same windows"
+            f"the reference holds {reference.dtype} {list(reference.shape)}, this model scores {tokens} tokens: both "
+            "must score the same windows"
         )
     return reference
 
