@@ -66,7 +66,10 @@ def rival() -> Row:
     from benchmarks import gkd_trainer
 
     records = record.read(gkd_trainer.NAME)
-    return gkd_trainer.headline(records) if records else {}
+    if not records:
+        return {}
+    last = gkd_trainer.figures(records[-1], gkd_trainer.HEADLINE)
+    return {key: last[key] for key in ("trl_tokens_per_s_ratio", "trl_peak_memory_ratio")}
 
 
 def costs(records: list[Row]) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    encoders,
     evaluation,
     grid_cost,
     grid_options,
@@ -166,6 +167,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "grids": grids_table,
     "options": lambda: grid_options.table(record.read(grid_options.NAME)),
     "retention": lambda: retention.table(record.read(retention.NAME)),
+    "encoders": lambda: encoders.table(record.read(encoders.NAME)),
     "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
 }

@@ -58,7 +58,9 @@ def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int | N
         raise ExportError("--accuracy-level is 0 or 4 and goes with --kind onnx")
     frozen = Frozen.load(frozen_folder(run))
     if frozen.arch == "encoder":
-        raise ExportError(f"{run}: holds an encoder; its recipe ships it, run that again with export.accuracy_level=...")
+        raise ExportError(
+            f"{run}: holds an encoder; its recipe ships it, run that again with export.accuracy_level=..."
+        )
     target = out or run / ("student.gguf" if kind == "gguf" else f"student-{kind}")
     options: dict[str, Any] = {"accuracy_level": 4 if accuracy_level is None else accuracy_level}
     artifact = EXPORTERS[kind](frozen, target, **(options if kind == "onnx" else {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -294,18 +295,27 @@ def test_verdicts(figure, difference, error, words):
 
 LOOK = "A grey whale and the old ship met at dawn; the whale sang and nobody on the ship slept until noon. " * 3
 WIDTH = "student={kind: width, hidden: 32, ffn: 64, kv_heads: 4, layers: 3, importance_tokens: 256}"
+QUICK = ("distill.train.keep=2", "data.sources=[{kind: text, paths: [learn.txt]}]")
 TEXT_ALONE = "distill.objective=[{loss: cross_entropy}]"
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Two trainings: `tiny` pruned in depth, on its grid, by its teacher; `text` pruned in width, by text alone."""
+    """Two trainings: `tiny` pruned in depth, on its grid, by its teacher; `text` pruned in width, by text alone. And
+    copies of the first: `none` kept no points, `three` kept one more."""
     folder = tmp_path_factory.mktemp("learned")
     path = tiny.recipe(folder)
     (folder / "look.txt").write_text(LOOK, encoding="utf-8")
-    kept = "distill.train.keep=2"
-    for overrides in ((kept,), (kept, "name=text", WIDTH, TEXT_ALONE), ("name=none",), ("name=three", f"{kept[:-1]}3")):
-        run(recipes.load(path, overrides), folder, folder / "runs", QUIET, until="distill")
+    runs = folder / "runs"
+    for overrides in ((), ("name=text", WIDTH, TEXT_ALONE)):
+        run(recipes.load(path, (*QUICK, *overrides)), folder, runs, QUIET, until="distill")
+    for name in ("none", "three"):
+        shutil.copytree(runs / "tiny", runs / name)
+        recipe = runs / name / "recipe.yaml"
+        recipe.write_text(recipe.read_text(encoding="utf-8").replace("name: tiny", f"name: {name}"), encoding="utf-8")
+    shutil.rmtree(next((runs / "none").glob("distill-*")) / "route")
+    route = next((runs / "three").glob("distill-*")) / "route"
+    shutil.copytree(route / "2", route / "3")
     return folder
 
 

@@ -257,7 +257,7 @@ def test_a_recipe_runs_to_exact_files(folder, runs, name):
     log = lines(found)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     (student, _) = json.loads((found["export"] / "exact.json").read_text())
-    assert student["exact"] == student["tensors"] >= 20 and student["planned_exact"] == student["planned"] >= 20
+    assert student["exact"] == student["tensors"] >= 20 and student["planned_exact"] == student["planned"] > 10
     frozen = Frozen.load(found["distill"] / "frozen")
     names = {n for n, _ in tiny.llama(layers=2 if name == "padded" else 3).named_parameters()}
     assert set(frozen.tensors) == names  # what belongs to losses does not ship
