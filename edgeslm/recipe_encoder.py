@@ -16,13 +16,12 @@ from edgeslm.recipe_parts import Beta, Fraction, Part, PlanRule, Positive
 Kind = Literal["classify", "similarity", "span"]
 FLOAT_NAMES = ("*position*", "*token_type*", "head.*", "*.forward_lstm.*", "*.backward_lstm.*")
 # names of columns a row may have; other names of a file are given in `columns`
-COLUMNS = ("text", "label", "text_a", "text_b", "score", "question", "context", "start", "end")
+COLUMNS = ("text", "label", "text_a", "text_b", "question", "context", "start", "end")
 
 
 class TableSource(Part):
-    """JSON lines or Arrow (`datasets`) files of rows `{text, label}`, `{text_a, text_b, label}`, `{text_a, text_b,
-    score}` or `{question, context, start, end}` (characters of the answer in the context, end exclusive). `columns`:
-    the file's own names, as in {text: sentence}. Rows `first` to `first + rows` are read."""
+    """JSON lines or Arrow (`datasets`) files of rows `{text, label}`, `{text_a, text_b, label}` or `{question, context,
+    start, end}` (characters of the answer in the context, end exclusive). `columns`: the file's own names, as in {text: sentence}. Rows `first` to `first + rows` are read."""
 
     kind: Literal["table"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -23,12 +23,11 @@ QUOTES, MARKS = " \"'”’」』「『“‘", ".!?;,-。！？；，"
 @dataclass(frozen=True)
 class Item:
     """`text` and, of a pair, `pair` (the second text; of a span, the context). `label` UNKNOWN where there is none.
-    `span`: first and last character of the answer in `pair`, end exclusive. `score`: of a pair."""
+    `span`: first and last character of the answer in `pair`, end exclusive."""
 
     text: str
     pair: str | None = None
     label: int = UNKNOWN
-    score: float | None = None
     span: tuple[int, int] | None = None
 
 
@@ -84,8 +83,7 @@ def _item(row: dict[str, Any], columns: dict[str, str], where: str) -> Item:
                 raise DataError(f"{where}: the answer {span} does not lie in the context")
             return Item(str(get["question"]), str(get["context"]), span=span)
         if "text_a" in get:
-            score = None if get.get("score") is None else float(get["score"])
-            return Item(str(get["text_a"]), str(get["text_b"]), label, score)
+            return Item(str(get["text_a"]), str(get["text_b"]), label)
         return Item(str(get["text"]), label=label)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -94,7 +92,7 @@ def _item(row: dict[str, Any], columns: dict[str, str], where: str) -> Item:
         ) from error
 
 
-_ALL = ("text", "label", "text_a", "text_b", "score", "question", "context", "start", "end")
+_ALL = ("text", "label", "text_a", "text_b", "question", "context", "start", "end")
 
 
 def split(text: str) -> list[str]:
