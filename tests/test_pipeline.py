@@ -357,7 +357,7 @@ def test_every_family_of_teachers_gives_a_student(folder, tmp_path):
 
 DECIDES_NOTHING = {
     "__init__.py", "__main__.py", "cli.py", "doctor.py", "errors.py", "progress.py", "recipe.py", "recipe_parts.py",
-    "recipe_distill.py",
+    "recipe_distill.py", "recipe_encoder.py",
     "recipe_text.py", "units.py", "pipeline/__init__.py", "pipeline/learned.py", "pipeline/run.py",
 }  # fmt: skip
 
@@ -373,7 +373,7 @@ def test_a_stage_depends_on_the_code_that_decides_its_result(folder, whole, tmp_
     context.folders = {s.name: whole.parent / f"{s.name}-x" for s in STAGES} | {
         "student": next(whole.parent.glob("student-*"))
     }
-    stages = [s for s in STAGES if s.name != "plan"]
+    stages = [s for s in STAGES if s.name not in ("plan", "record")]  # this recipe has neither
 
     def hashes(changed: str = "") -> dict[str, str]:
         copied = tmp_path / f"code-{changed.replace('/', '-')}"
@@ -404,10 +404,11 @@ def test_a_stage_depends_on_the_code_that_decides_its_result(folder, whole, tmp_
 
 def test_every_file_of_the_package_is_said_to_decide_a_result_or_not_to():
     """A new file must be given to the stages whose results it decides."""
+    from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
     from edgeslm.pipeline.run import STAGES
     from edgeslm.pipeline.stage import PACKAGE
 
-    rooms = {room for stage in STAGES for room in stage.rooms}
+    rooms = {room for stage in (*STAGES, *ENCODER_STAGES) for room in stage.rooms}
     assert all((PACKAGE / room).exists() for room in rooms)
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).as_posix()
@@ -535,19 +536,19 @@ def test_both_forwards_are_of_what_was_frozen(folder, tmp_path):
 def test_points_judged_on_other_text_are_not_kept(folder, whole, tmp_path):
     import shutil
 
-    from edgeslm.pipeline.distill import _Points
+    from edgeslm.pipeline.follow import Points
 
     kept = tmp_path / "distill"
     kept.mkdir()
     shutil.copy(whole / "heldout.json", kept)
     context = bare_context(folder, whole.parent)
-    points = _Points(context, None, None, kept)
+    points = Points(context, None, None, kept)
     assert [p["tokens"] for p in points.points] == [0, 256, 512, 768, 1024]
     assert points.judged["files"] == ["judge.txt"] and (points.judged["windows"], points.judged["context"]) == (4, 32)
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     (other / "judge.txt").write_text("Quite another text about a garden and its snails. " * 20, encoding="utf-8")
-    assert _Points(bare_context(other, whole.parent), None, None, kept).points == []
+    assert Points(bare_context(other, whole.parent), None, None, kept).points == []
 
 
 def test_a_shipped_file_tells_nothing_of_this_machine(folder, tmp_path):

@@ -17,9 +17,9 @@ What is ours, because the input is text:
   reads; without it the few positions with huge states (the first token's) would be all that counts;
 - var f is the variance of f over the positions of the window, so that `tolerance` is the share of it that may be lost.
   The paper divides by what an infinitesimal noise does, which takes the layer's own sensitivity out of the figure;
-- the weight of the second term is fixed (the paper raises it until the mean entropy reaches a given value), so layers
-  and models are compared at an equal loss: where f is linear in each token, every token takes tolerance / T of it and
-  sigma_i^2 = tolerance * var f / ||df/dx_i||^2 (the tests' oracle);
+- the weight of the second term is fixed (the authors' code takes the sigmas whose mean entropy is a given value), so
+  layers and models are compared at an equal loss: where f is linear in each token, every token takes tolerance / T of
+  it and sigma_i^2 = tolerance * var f / ||df/dx_i||^2 (the tests' oracle);
 - sigma / scale is held between e^-FLOOR and e^CEILING: what a layer does not read at all has no largest noise.
 
 Shapes: B windows, T tokens, D values of an embedding, F of a state.

@@ -1,4 +1,4 @@
-"""Knowledge points, when they were learned, and how many were lost on the way (arXiv:2003.03622, sections 3.2 to 3.4).
+"""Knowledge points, when they were learned, and how many were lost on the way (after arXiv:2003.03622).
 
 A knowledge point is a token that a layer keeps clearly better than it keeps the window's background:
 
@@ -9,14 +9,17 @@ Measured at every kept point k = 0..M of a training (0: the student as built, M:
 - how many, and which share of them is content (the paper's foreground);
 - walked_k = sum over j <= k of ||w_j - w_(j-1)|| / ||w_0||, and from it D_mean and D_std, mean and standard deviation
   over knowledge points of `walked` where each was first held: a small spread means learned at once, not one after
-  another. The paper takes for each picture the point with the most knowledge points, which a language model that is
-  still improving puts at the end; that figure is given too (`peak`), by window and layer, with the standard deviation
-  where the paper gives the variance. A student built from its teacher's weights holds many points before it is trained:
-  these were not learned here and are left out of D, not out of `peak`;
-  A training that walks further has larger D, so D_std is also given as a share of its own whole way (not in the paper);
+  another. The paper takes for each picture the point at which it has the most knowledge points; that figure is given
+  too (`peak`), by window and layer, with the standard deviation where the paper gives the variance. A student
+  built from its teacher's weights holds many points before it is trained: these were not learned here and are left
+  out of D, not out of `peak`. A training that walks further has larger D, so D_std is also given as a share of its
+  own whole way (not in the paper);
 - rho: the share of all knowledge points ever held that the last point holds. A path without detours loses few. Noise in
   the entropies loses some too, so rho stands beside `again`: the share of the last point's knowledge points that are
   found again with other noise.
+
+Points of a bfloat16 training are rounded to it where they were kept, the first and the last are not: ways much shorter
+than a thousandth of the first norm would be rounding.
 
 D, peak and rho are about content tokens, as the paper's are about the foreground. All of it depends on how many points
 were kept, so trainings are compared at equal numbers of them.
