@@ -108,12 +108,13 @@ def table(records: list[Row]) -> str:
     plain = mean(found["forward_kl"], "kl")
     lines = [
         "| what is transferred, or how | KL to the teacher, nats/token, by seed | ÷ forward KL | perplexity | top-1 | "
-        "LAMBADA | ARC-easy | time of a step ÷ forward KL's | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "LAMBADA | ARC-easy |" + (" time of a step ÷ forward KL's | peak memory |" if spent else ""),
+        "|---|---|---|---|---|---|---|" + ("---|---|" if spent else ""),
     ]
     for family, label in FAMILY.items():
         names = sorted((n for n in found if rows.FAMILIES[n] == family), key=lambda n: mean(found[n], "kl"))
-        lines += [f"| *{label}* | | | | | | | | |", *(_line(n, found[n], plain, spent.get(n)) for n in names)]
+        lines += [f"| *{label}* | | | | | | |" + (" | |" if spent else "")]
+        lines += [_line(n, found[n], plain, spent) for n in names]
     first = next(iter(found["forward_kl"].values()))
     return "\n".join(lines) + (
         f"\n\nTeacher {first['base_model']} (float32), student {first['parameters'] / 1e6:.1f}M parameters, the same "
@@ -124,10 +125,12 @@ def table(records: list[Row]) -> str:
     )
 
 
-def _line(name: str, by_seed: dict[int, Row], plain: float, spent: Row | None) -> str:
+def _line(name: str, by_seed: dict[int, Row], plain: float, costs_: Row) -> str:
     r = by_seed[min(by_seed)]
     tasks = [f"{r['tasks'][t]['student']:.2f}" if t in r["tasks"] else "–" for t in ("lambada_openai", "arc_easy")]
+    spent = costs_.get(name)
     cost = [f"{spent['ratio']:.2f}", f"{spent['peak_memory_bytes'] / 1e9:.2f} GB"] if spent else ["–", "–"]
+    cost = cost if costs_ else []
     cells = [f"`{name}`", _values(by_seed, "kl"), f"{mean(by_seed, 'kl') / plain:.3f}",
              f"{mean(by_seed, 'perplexity'):.0f}", f"{mean(by_seed, 'top1'):.1%}", *tasks, *cost]  # fmt: skip
     return "| " + " | ".join(cells) + " |"

@@ -29,6 +29,15 @@ from benchmarks import (
 )
 from benchmarks.rivals.rows import best_rival
 
+# recipes that are rows of benchmarks.methods
+METHOD_RECIPES = {
+    "stories15m-6m": "forward_kl",
+    "stories15m-9m": "assistant_made",
+    "stories15m-6m-recorded": "recorded_sampled",
+    "stories15m-6m-on-policy": "on_policy",
+    "stories15m-6m-two-teachers": "teachers_mean",
+    "stories15m-6m-self-taught": "self_average",
+}
 README = Path(__file__).parent.parent / "README.md"
 RECIPE = quickstart_controls.RECIPE
 
@@ -206,6 +215,13 @@ def recipe_comments() -> dict[Path, str]:
                 f"# Measured: {last['bits']:.2f} bits, KL {last['kl']:.4f} nats a token to its float teacher, top-1 "
                 f"{last['top1_agreement']:.1%}, {last['training_tokens']:,} tokens"
             )
+    rows = methods_table.latest(record.read("methods"))
+    for recipe, method in METHOD_RECIPES.items():
+        first = rows[method][min(rows[method])]
+        found[RECIPE.with_name(f"{recipe}.yaml")] = (
+            f"# Measured: KL {first['kl']:.4f} nats a token to TinyStories 15M, perplexity {first['perplexity']:.0f}, "
+            f"top-1 {first['top1']:.1%}, {first['judged_tokens']:,} held-out tokens, trained on {first['tokens']:,}"
+        )
     return found
 
 

@@ -63,7 +63,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             lmbda=0.0,  # no text of the student's own
             temperature=1.0,
             max_steps=job["steps"],
-            per_device_train_batch_size=rows.shape[1],
+            per_device_train_batch_size=job["micro_rows"],
+            gradient_accumulation_steps=rows.shape[1] // job["micro_rows"],
             learning_rate=job["lr"],
             lr_scheduler_type="constant",
             adam_beta1=job["betas"][0],
