@@ -240,6 +240,31 @@ def show(records: list[dict[str, Any]]) -> dict[str, Any]:
     return figures(records[-1], HEADLINE)
 
 
+def table(entry: dict[str, Any]) -> str:
+    """Markdown, one row a case."""
+    lines = [
+        "| step | ours, tokens/s | GKDTrainer | ratio | peak memory | GKDTrainer | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in entry["rows"]:
+        f = figures(entry, row)
+        lines.append(
+            f"| {row} | {f['tokens_per_s']:.0f} | {f['trl_tokens_per_s']:.0f} | "
+            f"**{f['trl_tokens_per_s_ratio']:.2f}** | "
+            f"{f['peak_memory_bytes'] / 1e9:.2f} GB | {f['trl_peak_memory_bytes'] / 1e9:.2f} GB | "
+            f"**{f['trl_peak_memory_ratio']:.2f}** |"
+        )
+    steps = len(entry["rows"][HEADLINE]["ours"][0]["seconds"])
+    repeats = len(entry["rows"][HEADLINE]["ours"])
+    largest = max(figures(entry, row)["largest_loss_difference"] for row in entry["rows"])
+    return (
+        "\n".join(lines)
+        + f"\n\nTRL {entry['trl_versions']['trl']}'s GKDTrainer (lambda 0) and ours on the same models, "
+        f"rows, objective, types and {entry['threads']} threads; {entry['tokens_per_step']:,} tokens a step, "
+        f"{steps} timed steps, {repeats} process(es) a side. Losses of the same step differ by at most {largest:.2%}."
+    )
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
     parser.add_argument("--repeats", type=int, default=2, help="processes per side and row")

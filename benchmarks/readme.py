@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     encoders,
     evaluation,
+    gkd_trainer,
     grid_cost,
     grid_options,
     load_gguf,
@@ -177,6 +178,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": lambda: grid_options.table(record.read(grid_options.NAME)),
     "retention": lambda: retention.table(record.read(retention.NAME)),
     "encoders": lambda: encoders.table(record.read(encoders.NAME)),
+    "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)[-1]),
     "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
 }
