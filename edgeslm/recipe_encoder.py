@@ -21,7 +21,8 @@ COLUMNS = ("text", "label", "text_a", "text_b", "question", "context", "start", 
 
 class TableSource(Part):
     """JSON lines or Arrow (`datasets`) files of rows `{text, label}`, `{text_a, text_b, label}` or `{question, context,
-    start, end}` (characters of the answer in the context, end exclusive). `columns`: the file's own names, as in {text: sentence}. Rows `first` to `first + rows` are read."""
+    start, end}` (characters of the answer in the context, end exclusive). `columns`: the file's own names, as in
+    {text: sentence}. Rows `first` to `first + rows` are read."""
 
     kind: Literal["table"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
