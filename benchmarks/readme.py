@@ -217,9 +217,9 @@ def recipe_comments() -> dict[Path, str]:
                 f"# Measured: {last['bits']:.2f} bits, KL {last['kl']:.4f} nats a token to its float teacher, top-1 "
                 f"{last['top1_agreement']:.1%}, {last['training_tokens']:,} tokens"
             )
-    rows = methods_table.latest(record.read("methods"))
+    by_method = methods_table.latest(record.read("methods"))
     for recipe, method in METHOD_RECIPES.items():
-        first = rows[method][min(rows[method])]
+        first = by_method[method][min(by_method[method])]
         found[RECIPE.with_name(f"{recipe}.yaml")] = (
             f"# Measured: KL {first['kl']:.4f} nats a token to TinyStories 15M, perplexity {first['perplexity']:.0f}, "
             f"top-1 {first['top1']:.1%}, {first['judged_tokens']:,} held-out tokens, trained on {first['tokens']:,}"
