@@ -86,30 +86,22 @@ def gradient_norm(context: Any, terms: list[Row]) -> float:
     """Of the student's weights, on the first batch."""
     import torch
 
+    from edgeslm.data.batch import Batch
     from edgeslm.data.rows import Rows
     from edgeslm.pipeline import guides
-    from edgeslm.pipeline.distill import _settings, plan_of, shapes_of
-    from edgeslm.pipeline.prepare import student_model
-    from edgeslm.quantize.masters import attach
+    from edgeslm.pipeline.distill import step_of
     from edgeslm.recipe_distill import LossTerm
-    from edgeslm.schemes.step import Step
 
     distill = context.recipe.distill.model_copy(update={"objective": tuple(LossTerm(**t) for t in terms)})
     context.recipe = context.recipe.model_copy(update={"distill": distill})
     torch.manual_seed(context.recipe.seed)
-    student = student_model(context)
-    assigned = plan_of(context).assign(shapes_of(student))
-    masters = attach(student, assigned, context.compute.dtype)
     teacher = guides.teachers(context)
-    objective, _ = guides.objectives(context, student, teacher)
-    step = Step(student, masters, objective, _settings(context, student, assigned))
     training = Rows.load(context.folders["data"] / "rows.safetensors")
-    from edgeslm.data.batch import Batch
-
+    step = step_of(context, context.root, training, teacher)
     chosen = torch.as_tensor(guides.read_order(context, training)[: context.recipe.batch_rows])
     batch = Batch(training.ids[chosen].long(), training.mask[chosen].float(), chosen)
-    step._backward(batch, teacher, objective)
-    grads = [m.value.grad for m in masters.items if m.value.grad is not None]
+    step._backward(batch, teacher, step.objective)
+    grads = [m.value.grad for m in step.masters.items if m.value.grad is not None]
     return float(torch.stack([g.norm() for g in grads]).norm())
 
 

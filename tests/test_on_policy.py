@@ -60,9 +60,9 @@ def test_what_counts_is_what_was_written_and_the_farthest_is_kept(candidates):
         calls.append(len(prompts))
         return [p + [20 + i] * (3 if i % 2 else 6) for i, p in enumerate(prompts)]
 
-    policy = OnPolicy(1.0, 4, writer, frozenset(), 0, 0, candidates, lambda model, batch: batch.ids[:, 4].float())
+    policy = OnPolicy(1.0, 4, writer, 0, 0, candidates, lambda model, batch: batch.ids[:, 4].float())
     batch = Batch(torch.arange(20).reshape(2, 10), torch.ones(2, 10))
-    found = policy(0, batch, tiny.llama())
+    found, _ = policy(0, batch, tiny.llama())
     assert calls == [2 * candidates] and found.rows is None
     assert torch.equal(found.ids[:, :4], batch.ids[:, :4])
     assert found.mask[:, :4].sum() == 0 and found.mask.sum() == 9

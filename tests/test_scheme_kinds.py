@@ -117,7 +117,7 @@ def watched(steps, folder: Path, kind: str, guide, part, **more) -> list[dict[st
 def policy(**how) -> OnPolicy:
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
     writer = own_writer(WriteSettings(0, 0, 0, **plain), {2})
-    made = {"share": 0.5, "prompt": 5, "writer": writer, "stop": frozenset({2}), "padding": 0, "seed": 3}
+    made = {"share": 0.5, "prompt": 5, "writer": writer, "padding": 0, "seed": 3}
     return OnPolicy(**{**made, **how})
 
 
@@ -568,12 +568,11 @@ def test_a_share_of_everything_writes_every_batch(tmp_path):
     run("offline", [step], teacher(), loop(tmp_path, on_policy=policy(share=1.0)), OfflineScheme())
     told = lines(tmp_path)
     assert all(0 < line["written"] <= ROWS * (T - 5) and line["written_tokens_per_s"] > 0 for line in told)
-    half = policy(share=0.5)
+    half = policy(share=0.5, writer=lambda model, prompts, length, seed: prompts)
     chosen = []
     for index in range(200):
-        half.writer = lambda model, prompts, length, seed: prompts
-        half(index, loop(tmp_path, 1).batch(0), step.model)
-        chosen.append("written_tokens_per_s" in half.said)
+        _, notes = half(index, loop(tmp_path, 1).batch(0), step.model)
+        chosen.append("written_tokens_per_s" in notes)
     assert 75 < sum(chosen) < 125
 
 
@@ -600,22 +599,22 @@ def test_only_what_was_written_counts():
 
     ids = torch.arange(2 * T).reshape(2, T)
     made = policy(share=1.0, writer=writer, padding=1)
-    written = made(4, Batch(ids, torch.ones(2, T), torch.arange(2)), "the student")
+    written, notes = made(4, Batch(ids, torch.ones(2, T), torch.arange(2)), "the student")
     assert written.ids.tolist() == [[*texts[0], *[1] * 8], texts[1]] and written.rows is None
     assert written.mask.tolist() == [[0.0] * 5 + [1.0] * 3 + [0.0] * 8, [0.0] * 5 + [1.0] * 11]
     ((model, prompts, length, _),) = calls
     assert (model, prompts, length) == ("the student", ids[:, :5].tolist(), T)
-    assert made.said["written"] == 14
+    assert notes["written"] == 14
 
 
 def test_what_is_written_depends_on_seed_step_and_weights_alone(tmp_path):
     batch, model = loop(tmp_path, 1).batch(0), student()
     one, other = policy(share=1.0), policy(share=1.0)
-    first, second = one(0, batch, model), one(1, batch, model)
-    assert torch.equal(other(1, batch, model).ids, second.ids)
-    assert torch.equal(other(0, batch, model).ids, first.ids)
+    (first, _), (second, _) = one(0, batch, model), one(1, batch, model)
+    assert torch.equal(other(1, batch, model)[0].ids, second.ids)
+    assert torch.equal(other(0, batch, model)[0].ids, first.ids)
     assert not torch.equal(first.ids, second.ids)
-    assert not torch.equal(policy(share=1.0, seed=4)(0, batch, model).ids, first.ids)
+    assert not torch.equal(policy(share=1.0, seed=4)(0, batch, model)[0].ids, first.ids)
 
 
 def sampling(**how) -> WriteSettings:
@@ -686,7 +685,7 @@ def test_of_several_texts_the_one_counts_on_which_the_two_differ_most(tmp_path):
         return texts["all"]
 
     far = lambda student, written: row_distance(student, guide, written)  # noqa: E731
-    written = policy(share=1.0, candidates=3, writer=writer, distance=far)(0, batch, model)
+    written, _ = policy(share=1.0, candidates=3, writer=writer, distance=far)(0, batch, model)
     ids = torch.tensor(texts["all"])
     log_s, log_t = (torch.log_softmax(m(ids).logits[:, :-1], -1) for m in (model, guide))
     kl = (log_t.exp() * (log_t - log_s)).sum(-1)[:, 4:].mean(1).reshape(3, ROWS)
@@ -718,7 +717,7 @@ def test_turns_hold_on_to_nothing(name, tmp_path):
     """As many tensors live after the last update as after the one before."""
     kind, steps, guide, part, more = make(name, tmp_path, "f32")
     if "on_policy" in more:
-        more["on_policy"].share = 1.0
+        more["on_policy"] = replace(more["on_policy"], share=1.0)
     alive = []
 
     def count() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from edgeslm.data.written import Mix, WriteSettings, write_batch
 
 # (student, prompts, longest text, seed) -> texts, each with its prompt: a faster writer may take the built-in's place
 Writer = Callable[[nn.Module, list[list[int]], int, int], list[list[int]]]
+Distance = Callable[[nn.Module, Batch], Tensor]  # (student, texts) -> [B]
 
 
-@dataclass
+@dataclass(frozen=True)
 class OnPolicy:
     """A share of the batches, chosen by the seed, keep `prompt` tokens of their rows and are written on from there.
     `candidates`: so many texts are written for each row that is used, and those are used on which `distance`
@@ -32,29 +33,30 @@ class OnPolicy:
     share: float
     prompt: int
     writer: Writer
-    stop: frozenset[int]
     padding: int
     seed: int
     candidates: int = 1
-    distance: Callable[[nn.Module, Batch], Tensor] | None = None
-    said: dict[str, Any] = field(default_factory=dict)  # for the log's line of the last batch
+    distance: Distance | None = None
 
-    def __call__(self, index: int, batch: Batch, student: nn.Module) -> Batch:
+    def __call__(
+        self, index: int, batch: Batch, student: nn.Module, distance: Distance | None = None
+    ) -> tuple[Batch, dict[str, Any]]:
+        """The batch, or what was written in its place, and what the log says of it. `distance`: in place of its own."""
         if np.random.default_rng((self.seed, index)).random() >= self.share:
-            self.said = {"written": 0}
-            return batch
+            return batch, {"written": 0}
         start = time.perf_counter()
         prompts = [row[: self.prompt].tolist() for row in batch.ids] * self.candidates
         texts = self.writer(student, prompts, batch.ids.shape[1], self.seed * 1_000_003 + index)
         written = self._batch(texts, batch.ids.shape[1]).to(batch.ids.device)
         tokens = sum(len(t) - self.prompt for t in texts)
-        self.said = {"written": tokens, "written_tokens_per_s": tokens / (time.perf_counter() - start)}
+        notes = {"written": tokens, "written_tokens_per_s": tokens / (time.perf_counter() - start)}
         if self.candidates == 1:
-            return written
-        assert self.distance is not None, "several candidates, and nothing to choose by"
-        far = self.distance(student, written).reshape(self.candidates, -1)  # [candidates, B]
+            return written, notes
+        distance = distance or self.distance
+        assert distance is not None, "several candidates, and nothing to choose by"
+        far = distance(student, written).reshape(self.candidates, -1)  # [candidates, B]
         chosen = far.argmax(0) * len(batch) + torch.arange(len(batch), device=far.device)
-        return Batch(written.ids[chosen], written.mask[chosen])
+        return Batch(written.ids[chosen], written.mask[chosen]), notes
 
     def _batch(self, texts: Sequence[list[int]], length: int) -> Batch:
         """Only what was written counts; a text that ended early is filled up with what does not count."""

@@ -19,6 +19,7 @@ from edgeslm.knowledge.parts import (
     TINY,
     Over,
     Samples,
+    Tokens,
     distances,
     given,
     hiddens,
@@ -32,7 +33,6 @@ from edgeslm.knowledge.parts import (
     unit_rms,
 )
 
-Tokens = Annotated[int, Field(ge=2)]
 Weight = Annotated[float, Field(ge=0)]
 
 

@@ -5,15 +5,17 @@ Shape letters: B rows, T positions, D hidden width; S sets of samples, n samples
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from edgeslm.knowledge.base import Layer
 
 TINY = 1e-6
 Over = Literal["rows", "tokens"]
+Tokens = Annotated[int, Field(ge=2)]  # at most so many tokens of a row are samples
 
 
 def given(field: Tensor | None) -> Tensor:

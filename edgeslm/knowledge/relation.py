@@ -18,6 +18,7 @@ from torch import Tensor
 from edgeslm.knowledge.base import Layer
 from edgeslm.knowledge.parts import (
     Over,
+    Tokens,
     distances,
     hiddens,
     mean_over_others,
@@ -28,8 +29,6 @@ from edgeslm.knowledge.parts import (
     squared_distances,
     unit,
 )
-
-Tokens = Annotated[int, Field(ge=2)]
 
 
 def huber(gap: Tensor) -> Tensor:

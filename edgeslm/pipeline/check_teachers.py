@@ -38,7 +38,9 @@ def _by_scheme(context: Context, found: Any, summary: Any, student: dict[str, An
     recipe, problems = context.recipe, []
     scheme = recipe.distill.scheme
     for spec in getattr(scheme, "anchors", ()) + ((scheme.base,) if scheme.kind == "residual" else ()):
-        described = found.attempt(partial(_same_vocabulary_as, context, spec, f"distill.scheme: {spec}"))
+        described = found.attempt(
+            lambda spec=spec: _described(context, context.resolve(spec), f"distill.scheme: {spec}")
+        )
         if described is None:
             continue
         layers = any(isinstance(LOSSES.get(term.loss), Feature) for term in recipe.distill.objective)
@@ -92,10 +94,6 @@ def _same_vocabulary(context: Context, more: Any, where: str) -> Any:
             pieces(tokenizer)  # raises ModelError where tokens have no known bytes
         return describe(source)
     return _described(context, source, where)
-
-
-def _same_vocabulary_as(context: Context, spec: str, where: str) -> Any:
-    return _described(context, context.resolve(spec), where)
 
 
 def _described(context: Context, source: Any, where: str) -> Any:

@@ -46,7 +46,7 @@ def _distill(context: Context, folder: Path) -> None:
     judge = context.load_teacher(chosen.dtype).model
     base = _base(context)
     guides = teachers(context, judge) if taught_live(context) else None
-    steps = [_step(context, folder, rows, guides, base) for _ in range(getattr(recipe.distill.scheme, "peers", 1))]
+    steps = [step_of(context, folder, rows, guides, base) for _ in range(getattr(recipe.distill.scheme, "peers", 1))]
     student = steps[0].model
     if train.compile:
         for model in (*(step.model for step in steps), *(guides.models if guides else ())):
@@ -98,7 +98,7 @@ def taught_live(context: Context) -> bool:
     return needs or writes or scheme.kind == "blockwise"
 
 
-def _step(context: Context, folder: Path, rows: Any, guides: Any, base: Any) -> Any:
+def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = None) -> Any:
     """A student on its plan, its objective and its optimiser."""
     from edgeslm.quantize.masters import attach
     from edgeslm.schemes import checkpoint

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.encoder import ROOMS, recipe_of
-from edgeslm.pipeline.ship import RUNNING
+from edgeslm.pipeline.ship import RUNNING, note_exports
 from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
 
 STUDENT = "student-onnx"
@@ -59,13 +58,7 @@ def _export(context: Context, folder: Path) -> None:
         ship(
             freeze_floats(weights, "f32", "encoder", teacher.plan, tokenizer, f"teacher-{at}", about), teacher_name(at)
         )
-    write_json(folder / "artifacts.json", [{**a.to_json(), "path": a.name} for a in artifacts])
-    write_json(folder / "exact.json", exact)
-    wrong = [e for e in exact if e["exact"] != e["tensors"]]
-    if wrong:
-        raise EdgeSLMError(
-            f"{wrong[0]['artifact']}: {wrong[0]['first_mismatch']} differs from what was trained; do not ship this file"
-        )
+    note_exports(folder, artifacts, exact)
 
 
 def _evaluate_slice(context: Context) -> Any:

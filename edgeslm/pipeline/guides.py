@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeslm.pipeline.grid import on_teachers_grid
@@ -43,10 +44,9 @@ class Guides:
         self.vocabulary = min(head_weight(models[index]).shape[0] for index in here)
 
     def __call__(self, batch: Any, need: Any) -> Any:
-        from edgeslm.teachers.foreign import with_foreign
-
         given = self.call(batch, need)
-        return with_foreign(given, [other(batch, need) for other in self.others]) if self.others else given
+        foreign = {index: found for other in self.others for index, found in other(batch, need).foreign.items()}
+        return replace(given, foreign=foreign)
 
 
 def teachers(context: Context, first: Any = None) -> Guides:
@@ -108,17 +108,14 @@ def on_policy(context: Context, guides: Guides | None) -> Any:
     part = context.recipe.distill.on_policy
     if part is None:
         return None
-    stop = frozenset(stop_ids(context.tokenizer))
     settings = WriteSettings(0, 0, 0, seed=context.recipe.seed, **part.sampling.model_dump())
     judge = guides.models[0] if guides else None
     mix = mixed(part.teacher_share) if part.teacher_share else contrasted(part.contrast) if part.contrast else None
-    inner = own_writer(settings, set(stop), judge if mix else None, mix)
+    inner = own_writer(settings, set(stop_ids(context.tokenizer)), judge if mix else None, mix)
 
     def writer(*asked: Any) -> Any:
         with uncompiled():  # compiled layers would be made anew for each length of the text so far
             return inner(*asked)
 
     far = None if judge is None or part.candidates == 1 else lambda student, batch: row_distance(student, judge, batch)
-    return OnPolicy(
-        part.share, part.prompt, writer, stop, separator(context), context.recipe.seed, part.candidates, far
-    )
+    return OnPolicy(part.share, part.prompt, writer, separator(context), context.recipe.seed, part.candidates, far)

@@ -49,6 +49,11 @@ def _export(context: Context, folder: Path) -> None:
     for choice in part.teacher:
         container, grid, name = TEACHER_FILES[choice]
         ship(_teacher_frozen(context, grid), container, name)
+    note_exports(folder, artifacts, exact)
+
+
+def note_exports(folder: Path, artifacts: list[Artifact], exact: list[dict[str, Any]]) -> None:
+    """Writes what was shipped and how exactly. Raises EdgeSLMError for a file that differs from what was trained."""
     write_json(folder / "artifacts.json", [{**a.to_json(), "path": a.name} for a in artifacts])
     write_json(folder / "exact.json", exact)
     wrong = [e for e in exact if e["exact"] != e["tensors"]]

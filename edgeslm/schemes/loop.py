@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from edgeslm.data.batch import Batch
-from edgeslm.data.on_policy import OnPolicy
+from edgeslm.data.on_policy import Distance, OnPolicy
 from edgeslm.data.rows import Rows
 from edgeslm.progress import Progress
 from edgeslm.schemes import checkpoint
+from edgeslm.schemes.objective import Objective
 from edgeslm.schemes.schedule import SCHEDULES
 from edgeslm.schemes.step import Step, StepLog
 from edgeslm.teachers.base import Teacher
@@ -35,9 +36,7 @@ class Loop:
     progress: Progress
     device: torch.device
     measure: Callable[[int], None]  # called with the number of updates done, at start, quarters and end
-    keep: Mapping[int, Callable[[], None]] = field(
-        default_factory=dict
-    )  # at which updates the student is kept, and how
+    keep: Mapping[int, Callable[[], None]] = field(default_factory=dict)  # after which updates to keep the student
     load: Callable[[str], Teacher] | None = None  # another teacher by its spec, for schemes that change teachers
     on_policy: OnPolicy | None = None  # the student writes some of the batches itself
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # what else a row holds, [rows, ...] each
@@ -49,10 +48,16 @@ class Loop:
         fields = {name: value[chosen].to(self.device) for name, value in self.fields.items()}
         return Batch(ids, self.rows.mask[chosen].float().to(self.device), chosen, fields)
 
-    def read_or_written(self, index: int, step: Step) -> Batch:
-        """The batch of step `index`, or what the student writes in its place."""
+    def read_or_written(
+        self, index: int, step: Step, distance: Distance | None = None
+    ) -> tuple[Batch, Objective, dict[str, Any]]:
+        """The batch of step `index`, or what the student writes in its place; the objective that it serves, a student's
+        own text being no truth; and what the log says of it."""
         batch = self.batch(index)
-        return batch if self.on_policy is None else self.on_policy(index, batch, step.model)
+        notes: dict[str, Any] = {}
+        if self.on_policy is not None:
+            batch, notes = self.on_policy(index, batch, step.model, distance)
+        return batch, step.objective.taught if batch.rows is None else step.objective, notes
 
 
 @dataclass

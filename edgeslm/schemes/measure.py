@@ -39,11 +39,10 @@ def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor, base: nn.
         h_b = None if base is None else hidden_states(base, ids)[0, start - 1 : -1]
         for at in range(0, len(targets), ROWS):
             part = slice(at, at + ROWS)
-            logits, given = ((h[part] @ head_weight(m).T).float() for h, m in ((h_s, student), (h_t, teacher)))
+            logits = _logits(student, h_s[part])
             if base is not None and h_b is not None:
-                logits = logits + (h_b[part] @ head_weight(base).T).float()
-            width = min(logits.shape[1], given.shape[1])  # vocabularies of a family may be padded differently
-            log_s, log_t = (torch.log_softmax(x[:, :width], dim=-1) for x in (logits, given))
+                logits = logits + _logits(base, h_b[part])
+            log_s, log_t = _log_probs(logits, _logits(teacher, h_t[part]))
             loss -= float(log_s.gather(1, targets[part][:, None]).cpu().double().sum())
             kl += float((log_t.exp() * (log_t - log_s)).cpu().double().sum())
             top1 += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
@@ -59,8 +58,16 @@ def row_distance(student: nn.Module, teacher: nn.Module, batch: Batch) -> Tensor
     kl = torch.empty(mask.numel(), device=mask.device)
     for at in range(0, len(kl), ROWS):
         part = slice(at, at + ROWS)
-        ours, theirs = ((h[part] @ head_weight(m).T).float() for h, m in ((h_s, student), (h_t, teacher)))
-        width = min(ours.shape[1], theirs.shape[1])  # vocabularies of a family may be padded differently
-        log_s, log_t = (torch.log_softmax(x[:, :width], dim=-1) for x in (ours, theirs))
+        log_s, log_t = _log_probs(_logits(student, h_s[part]), _logits(teacher, h_t[part]))
         kl[part] = (log_t.exp() * (log_t - log_s)).sum(-1)
     return (kl.view_as(mask) * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
+
+def _logits(model: nn.Module, states: Tensor) -> Tensor:
+    return (states @ head_weight(model).T).float()
+
+
+def _log_probs(student: Tensor, teacher: Tensor) -> list[Tensor]:
+    """Of the outcomes that both have: vocabularies of a family may be padded differently."""
+    width = min(student.shape[1], teacher.shape[1])
+    return [torch.log_softmax(logits[:, :width], dim=-1) for logits in (student, teacher)]

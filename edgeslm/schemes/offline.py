@@ -14,8 +14,5 @@ from edgeslm.teachers.base import Teacher
 def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
     (step,) = steps
     for turn in turns(loop, steps):
-        batch = loop.read_or_written(turn.index, step)
-        written = batch.rows is None
-        turn.log = step(batch, teacher, **turn.how, objective=step.objective.taught if written else None)
-        if loop.on_policy is not None:
-            turn.notes = loop.on_policy.said
+        batch, objective, turn.notes = loop.read_or_written(turn.index, step)
+        turn.log = step(batch, teacher, **turn.how, objective=objective)

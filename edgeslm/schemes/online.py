@@ -9,10 +9,11 @@ itself from the mean of the others. With a share of an outer teacher that teache
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from edgeslm.data.batch import Batch
 from edgeslm.schemes.loop import Loop, turns
@@ -37,11 +38,11 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
             weights = [(1.0 - part.outer_share) / len(guides)] * len(guides)
             if teacher is not None and part.outer_share:
                 guides, weights = [*guides, teacher], [*weights, part.outer_share]
-            batch, said = _read_or_written(me, steps, loop, (turn.index + me * apart) % loop.train.steps)
-            written = batch.rows is None
-            objective = step.objective.taught if written else step.objective
+            other = steps[(me + 1) % len(steps)].model  # what a peer writes is kept where these two differ most
+            index = (turn.index + me * apart) % loop.train.steps
+            batch, objective, said = loop.read_or_written(index, step, partial(_from, other))
             log = step(batch, Ensemble(guides, weights), **turn.how, objective=objective)
-            if not written:  # who wrote a text reads it best
+            if batch.rows is not None:  # who wrote a text reads it best
                 loss = _of_text(objective, log)
                 losses[me] = MEMORY * losses[me] + (1 - MEMORY) * loss if losses[me] else loss
             logs.append(log)
@@ -50,15 +51,8 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
         turn.notes = {"peer_losses": [log.loss for log in logs], "leader": int(losses.argmin()), **notes[0]}
 
 
-def _read_or_written(me: int, steps: Sequence[Step], loop: Loop, index: int) -> tuple[Batch, dict[str, Any]]:
-    """A batch and what the log says of it. Of texts that a peer writes those are kept on which it and the next peer
-    differ most."""
-    batch = loop.batch(index)
-    if loop.on_policy is None:
-        return batch, {}
-    other = steps[(me + 1) % len(steps)].model
-    write = replace(loop.on_policy, distance=lambda student, text: row_distance(student, other, text))
-    return write(index, batch, steps[me].model), write.said
+def _from(other: nn.Module, student: nn.Module, text: Batch) -> Tensor:
+    return row_distance(student, other, text)
 
 
 def _of_text(objective: Objective, log: StepLog) -> float:

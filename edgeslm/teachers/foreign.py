@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeslm.data.batch import Batch
 from edgeslm.models.forward import head_weight
@@ -55,11 +55,3 @@ class ForeignTeacher:
         if shift is None:
             return own, [-1] * len(ids)
         return own, shared_ends(ends(ids, self.read), ends(own, self.written), shift)
-
-
-def with_foreign(signals: Signals, others: Sequence[Signals]) -> Signals:
-    """`signals` and what teachers of other vocabularies gave."""
-    found: dict[int, tuple[Dense, Tensor]] = {}
-    for other in others:
-        found.update(other.foreign)  # type: ignore[arg-type]
-    return Signals(signals.output, signals.layers, found)

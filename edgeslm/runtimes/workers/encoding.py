@@ -17,28 +17,38 @@ import numpy as np
 from common import Desk, JobError
 
 
+def open_session(job: dict[str, Any], path: Path) -> tuple[Any, float]:
+    """(a session of onnxruntime on the CPU with the job's threads, seconds to load it). Raises JobError."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = int(job["threads"])
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    start = time.perf_counter()
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise JobError(f"onnxruntime cannot load {job['name']}: {first_line(error)}") from error
+    return session, time.perf_counter() - start
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class EncodingEngine:
     """One graph from the arrays that its folder's encoder.json names to `out`."""
 
     def __init__(self, desk: Desk):
-        import onnxruntime as ort
-
         job = desk.job
         folder = Path(job["model"])
         try:
             self.inputs = list(json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["inputs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise JobError(f"encoder.json of the model is missing or damaged ({error}); export it again") from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(job["threads"])
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        start = time.perf_counter()
-        try:
-            self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise JobError(f"onnxruntime cannot load {job['name']}: {str(error).splitlines()[0]}") from error
-        self.load_s = time.perf_counter() - start
+        self.session, self.load_s = open_session(job, folder / "model.onnx")
         self.info = {"runtime": "onnxruntime", "version": version("onnxruntime"), "threads": int(job["threads"])}
 
     def run(self, rows: dict[str, np.ndarray]) -> np.ndarray:

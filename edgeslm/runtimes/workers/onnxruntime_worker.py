@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from common import Desk, JobError, main
-from encoding import EncodingEngine, encode
+from encoding import EncodingEngine, encode, first_line, open_session
 from likelihood import Followed, Group
 from tasks import TASKS
 
@@ -38,23 +38,11 @@ class ScoringEngine:
     """The graph itself: one call for each window, with an empty past."""
 
     def __init__(self, desk: Desk):
-        import onnxruntime as ort
 
         job = desk.job
         self.folder = Path(job["model"])
         config = read_config(self.folder)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(job["threads"])
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        start = time.perf_counter()
-        try:
-            self.session = ort.InferenceSession(
-                str(self.folder / config["model"]["decoder"]["filename"]), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise JobError(f"onnxruntime cannot load {job['name']}: {first_line(error)}") from error
-        self.load_s = time.perf_counter() - start
+        self.session, self.load_s = open_session(job, self.folder / config["model"]["decoder"]["filename"])
         self.vocabulary = int(config["model"]["vocab_size"])
         shape = cache_shape(config)
         self.context = int(job["context"])
@@ -182,11 +170,6 @@ class GenerationEngine:
 
 def past(name: str) -> bool:
     return name.startswith(PAST)
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def cache_shape(config: dict[str, Any]) -> dict[str, int]:
