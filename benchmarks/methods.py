@@ -72,13 +72,14 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace, extra: rows.C
 
 
 def weighted(name: str, seed: int, arguments: argparse.Namespace, context: Any) -> Any:
-    """The recipe of a row; an added loss weighs so much that it has `SHARE` of forward_kl's gradient at the start."""
+    """The recipe of a row; an added loss has `SHARE` of forward_kl's gradient at the start."""
     recipe = recipe_of(name, seed, arguments)
     if name not in rows.ADDED:
         return recipe
     terms = [t.model_dump(exclude_none=True) for t in recipe.distill.objective]
     main, extra = (gradient_norm(context(recipe), [term]) for term in terms)
-    weight = float(f"{rows.SHARE * main / extra:.1g}")
+    # an adversary's last layer starts at zero and gives the student nothing before its first own step
+    weight = float(f"{rows.SHARE * main / extra:.1g}") if extra else rows.ADVERSARY_WEIGHT
     return recipe_of(name, seed, arguments, {"distill.objective": [terms[0], {**terms[1], "weight": weight}]})
 
 

@@ -14,6 +14,7 @@ from edgeslm.recipe_parts import DEFAULT_TEACHER
 Changes = dict[str, Any]
 
 SHARE = 0.03
+ADVERSARY_WEIGHT = 0.1  # of a discriminator's word beside forward_kl's 1
 KL: Changes = {"loss": "forward_kl"}
 TEXT: Changes = {"loss": "cross_entropy"}
 ASSISTANT, FIRST = "methods-assistant", "methods-forward_kl"  # runs that other rows start from

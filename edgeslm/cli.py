@@ -101,18 +101,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Choose every tensor's format for the size a recipe gives (quantize.target), and show it. Trains nothing."""
-    from edgeslm import recipe as recipes
-    from edgeslm.cli_plan import plan_lines
-    from edgeslm.pipeline.run import run as run_pipeline
-    from edgeslm.progress import Progress
+    from edgeslm.cli_plan import planned
 
-    loaded = recipes.load(recipe, overrides or [])
-    if loaded.quantize.target is None:
-        raise RecipeError([f"{recipe.name}: gives no quantize.target; write one, such as target: {{bits: 4.0}}"])
-    folder = run_pipeline(loaded, recipe.parent, runs, Progress(quiet), "plan")
-    stage = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["plan"]
-    document = json.loads((folder / stage / "plan.json").read_text(encoding="utf-8"))
-    typer.echo(json.dumps(document, indent=1) if as_json else "\n".join(plan_lines(document)))
+    typer.echo(planned(recipe, overrides or [], runs, quiet, as_json))
 
 
 @app.command()
@@ -200,25 +191,34 @@ def evaluate(
 @app.command()
 def bench(
     models: Annotated[list[str], typer.Argument(help="Files to measure: .gguf or exported ONNX folders.")],
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt.")] = 128,
-    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.")] = 64,
+    prefill: Annotated[str, typer.Option(help="Prompt lengths, such as 128,512.")] = "128",
+    depths: Annotated[str, typer.Option(help="Tokens already in the cache when decoding is timed.")] = "128",
+    new_tokens: Annotated[int, typer.Option(help="Tokens decoded at each depth.")] = 64,
     processes: Annotated[int, typer.Option(help="Fresh processes per file.")] = 2,
-    repeats: Annotated[int, typer.Option(help="Timed runs in each process.")] = 3,
-    warmups: Annotated[int, typer.Option(help="Untimed runs before them.")] = 1,
-    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Timed rounds in each process.")] = 3,
+    warmups: Annotated[int, typer.Option(help="Untimed rounds at least; more until two agree.")] = 1,
+    threads: Annotated[int, typer.Option(help="0 takes all cores, or those of --cpus.")] = 0,
+    cpus: Annotated[str, typer.Option(help="Keep to these CPUs: 4-7, or fast.")] = "",
+    sustained: Annotated[float, typer.Option(help="Decode on for so many seconds: shows throttling.")] = 0.0,
+    cool: Annotated[float, typer.Option(help="Wait so many seconds at most for the first temperature.")] = 0.0,
     watts_per_core: Annotated[float | None, typer.Option(help="Allows an energy estimate without a meter.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse disturbed runs instead of marking them.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of files.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the document to this JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load time, first token, prefill, decode, memory and energy of files on this machine, all with the same job."""
-    from edgeslm.cli_actions import bench_files, bench_text
+    from edgeslm import cli_bench
 
-    settings = {
-        "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "processes": processes, "repeats": repeats,
-        "warmups": warmups, "threads": threads, "watts_per_core": watts_per_core,
-    }  # fmt: skip
-    measurements, problems = bench_files(models, settings)
-    typer.echo(bench_text(measurements, problems, as_json))
-    _tell(problems)
+    options = cli_bench.Options(
+        prefill, depths, new_tokens, processes, repeats, warmups, threads, cpus, sustained, cool, watts_per_core,
+        strict, seed,
+    )  # fmt: skip
+    document = cli_bench.bench_files(models, options)
+    if out is not None:
+        cli_bench.write(document, out)
+    typer.echo(json.dumps(document, indent=1) if as_json else cli_bench.text(document))
+    _tell(document["problems"])
 
 
 @app.command()

@@ -9,10 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeslm import units
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
-from edgeslm.errors import DataError, ExportError, ModelError
-from edgeslm.measurement import Measurement
+from edgeslm.errors import ExportError, ModelError
 from edgeslm.models.stop import stop_ids
 
 NOTE = "edgeslm.json"  # what an exported ONNX folder says of itself
@@ -81,32 +79,6 @@ def frozen_folder(run: Path) -> Path:
     if "distill" not in stages:
         raise ModelError(f"{run}: this run has not finished its distill stage; run its recipe again to go on")
     return run / stages["distill"] / "frozen"
-
-
-def bench_files(models: list[str], settings: dict[str, Any]) -> tuple[list[Measurement], list[dict[str, str]]]:
-    """Every file with the same prompt ids, so that no tokenizer is part of what is compared."""
-    from edgeslm.benchmark import Settings, bench
-    from edgeslm.devices.local import LocalDevice
-
-    artifacts = [artifact_of(m) for m in models]
-    names = [a.name for a in artifacts]
-    if len(set(names)) != len(names):
-        raise DataError(f"two of the files have the same name ({', '.join(sorted(names))}); give them different names")
-    prompt = list(range(100, 100 + settings["prompt_tokens"]))
-    with tempfile.TemporaryDirectory() as work:
-        return bench(artifacts, prompt, Settings(**settings), device=LocalDevice(), workdir=Path(work))
-
-
-def bench_text(measurements: list[Measurement], problems: list[dict[str, str]], as_json: bool) -> str:
-    """What `edgeslm bench` prints: a line a figure, or one document."""
-    if as_json:
-        return json.dumps({"measurements": [m.to_json() for m in measurements], "problems": problems}, indent=1)
-    lines = []
-    for m in measurements:
-        spread = f"  (p10 {units.number(m.p10, m.unit)}, p90 {units.number(m.p90, m.unit)}, n {m.n})" if m.n > 1 else ""
-        mark = "" if m.kind == "measured" else f"  [{m.kind}]"
-        lines.append(f"{m.where.artifact:24} {m.metric:20} {units.number(m.median, m.unit)}{spread}{mark}")
-    return "\n".join(lines)
 
 
 def tokenizer_of(path: Path) -> Any:

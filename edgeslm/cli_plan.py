@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from edgeslm import units
+from edgeslm.errors import RecipeError
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:
@@ -27,3 +30,18 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"KL to the float student before training: {plan['predicted_kl']:.4f} nats a token predicted, "
         f"{plan['measured_kl']:.4f} measured on {plan['tokens']['measured_kl']:,} other tokens",
     ]
+
+
+def planned(recipe: Path, overrides: list[str], runs: Path, quiet: bool, as_json: bool) -> str:
+    """Run a recipe until its plan stands, and print that. Raises RecipeError for a recipe without a target."""
+    from edgeslm import recipe as recipes
+    from edgeslm.pipeline.run import run
+    from edgeslm.progress import Progress
+
+    loaded = recipes.load(recipe, overrides)
+    if loaded.quantize.target is None:
+        raise RecipeError([f"{recipe.name}: gives no quantize.target; write one, such as target: {{bits: 4.0}}"])
+    folder = run(loaded, recipe.parent, runs, Progress(quiet), "plan")
+    stage = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]["plan"]
+    document = json.loads((folder / stage / "plan.json").read_text(encoding="utf-8"))
+    return json.dumps(document, indent=1) if as_json else "\n".join(plan_lines(document))

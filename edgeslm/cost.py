@@ -7,7 +7,7 @@ tie_word_embeddings, attention_bias / model_type "qwen2" (biases on q, k, v).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,3 +116,132 @@ def bits_per_weight(formats: Mapping[str, float], sizes: Mapping[str, int]) -> f
     """Mean stored bits over tensors: name -> bits, name -> number of weights."""
     total = sum(sizes.values())
     return sum(formats[name] * size for name, size in sizes.items()) / total
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device can do at most, per second, with the threads that will be used; None where nobody knows."""
+
+    read_bytes_per_s: float | None = None
+    flops_f32_per_s: float | None = None
+    ops_int8_per_s: float | None = None  # two for a multiply-add
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """The share of its bound that a runtime reaches, from a measurement that `source` names. Never a guess."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """A model as a device sees it. `unread_bytes` of the weights are not touched for a token (an input table that is
+    not the head). `int8` says that its matrices are multiplied as 8-bit integers, as ggml does for low-bit weights.
+    `buffers_bytes` is what a process was measured to hold besides weights and cache, None when nobody did."""
+
+    shape: Mapping[str, Any]
+    weights_bytes: float
+    unread_bytes: float = 0.0
+    kv_element_bytes: float = 2.0
+    int8: bool = False
+    buffers_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`value` = bound x efficiency, or the bound alone where no efficiency was measured; `formula` says which."""
+
+    metric: str
+    unit: str
+    value: float
+    limited_by: str  # "memory", "arithmetic" or "" for a sum
+    formula: str
+
+    def error(self, measured: float) -> float:
+        """How far off: +0.10 is a tenth too high."""
+        return self.value / measured - 1
+
+
+def predict(
+    ceilings: Ceilings,
+    load: Load,
+    *,
+    depths: Iterable[int] = (),
+    lengths: Iterable[int] = (),
+    context: int = 0,
+    efficiencies: Mapping[str, Efficiency] | None = None,
+) -> list[Prediction]:
+    """Decode at each depth, prefill at each length, memory for a context. What a missing ceiling would decide is left
+    out. `efficiencies` are named "decode" and "prefill"."""
+    known = efficiencies or {}
+    found = [_decode(ceilings, load, depth, known.get("decode")) for depth in depths]
+    found += [_prefill(ceilings, load, length, known.get("prefill")) for length in lengths]
+    return [one for one in (*found, _memory(load, context)) if one is not None]
+
+
+def efficiency(measured: float, ceilings: Ceilings, load: Load, metric: str, at: int, source: str) -> Efficiency | None:
+    """Of one measurement ("decode" at a depth, "prefill" at a length), for the same runtime on other models."""
+    bound = {"decode": _decode, "prefill": _prefill}[metric](ceilings, load, at, None)
+    return None if bound is None else Efficiency(measured / bound.value, source)
+
+
+def _decode(ceilings: Ceilings, load: Load, depth: int, share: Efficiency | None) -> Prediction | None:
+    """One token: all weights and the cache so far are read, or its operations done, whichever takes longer."""
+    if ceilings.read_bytes_per_s is None:
+        return None
+    moved = decode_bytes(
+        load.weights_bytes, kv_bytes_per_token(load.shape, load.kv_element_bytes), depth, load.unread_bytes
+    )
+    linear = 2.0 * counts(load.shape).per_token
+    seconds = {
+        "memory": moved / ceilings.read_bytes_per_s,
+        "arithmetic": _arithmetic_s(ceilings, load, linear, _attention_flops(load.shape, depth)) or 0.0,
+    }
+    what = f"{moved:.0f} bytes and {linear + _attention_flops(load.shape, depth):.3g} operations a token at {depth}"
+    return _bounded("predicted_decode", 1, seconds, what, share)
+
+
+def _prefill(ceilings: Ceilings, load: Load, length: int, share: Efficiency | None) -> Prediction | None:
+    """A prompt in one go: the weights are read once, every block multiplies every token, the head only the last one."""
+    n = counts(load.shape)
+    linear = 2.0 * (n.linear * length + (n.head or n.embedding))
+    attention = length * _attention_flops(load.shape, (length + 1) / 2)  # a position sees those up to itself
+    arithmetic = _arithmetic_s(ceilings, load, linear, attention)
+    if arithmetic is None or ceilings.read_bytes_per_s is None:
+        return None
+    seconds = {"memory": (load.weights_bytes - load.unread_bytes) / ceilings.read_bytes_per_s, "arithmetic": arithmetic}
+    what = f"{linear + attention:.3g} operations for {length} tokens"
+    return _bounded("predicted_prefill", length, seconds, what, share)
+
+
+def _attention_flops(shape: Mapping[str, Any], positions: float) -> float:
+    """Scores and weighted values of one token over so many positions, all layers."""
+    return 4.0 * counts(shape).layers * int(shape["num_attention_heads"]) * head_dim(shape) * positions
+
+
+def _arithmetic_s(ceilings: Ceilings, load: Load, linear: float, attention: float) -> float | None:
+    """Matrices at the rate of their kind, attention in float32; None when a rate is not known."""
+    rate = ceilings.ops_int8_per_s if load.int8 else ceilings.flops_f32_per_s
+    if rate is None or ceilings.flops_f32_per_s is None:
+        return None
+    return linear / rate + attention / ceilings.flops_f32_per_s
+
+
+def _bounded(metric: str, tokens: int, seconds: Mapping[str, float], what: str, share: Efficiency | None) -> Prediction:
+    limit = max(seconds, key=lambda name: seconds[name])
+    bound = tokens / seconds[limit]
+    reached = "the bound itself" if share is None else f"x {share.value:.3f} reached in {share.source}"
+    value = bound if share is None else bound * share.value
+    return Prediction(metric, "tokens/s", value, limit, f"{what}, limited by {limit}: {bound:.4g} tokens/s, {reached}")
+
+
+def _memory(load: Load, context: int) -> Prediction | None:
+    if load.buffers_bytes is None or context < 1:
+        return None
+    cache = kv_bytes(load.shape, context, load.kv_element_bytes)
+    parts = (
+        f"{load.weights_bytes:.0f} of weights + {cache:.0f} of cache for {context} + {load.buffers_bytes:.0f} measured"
+    )
+    return Prediction("predicted_memory", "bytes", load.weights_bytes + cache + load.buffers_bytes, "", parts)

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "edgeslm"
-TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "progress", "devices", "meters"}
+TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "doubts", "progress", "devices", "meters"}
 TORCH_FREE |= {
     "recipe_text",
     "recipe_parts",
+    "recipe_student",
     "recipe_encoder",
     "runtimes",
     "evaluate",
@@ -22,6 +23,7 @@ TORCH_FREE |= {
     "report",
     "cli",
     "cli_actions",
+    "cli_bench",
     "cli_eval",
     "cli_learned",
     "cli_plan",

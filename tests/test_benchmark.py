@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import tiny_models as tiny
 
+from edgeslm import doubts
 from edgeslm.artifact import Artifact
-from edgeslm.benchmark import Settings, background_note, bench
+from edgeslm.benchmark import Settings, bench, cool_down, watch_files
 from edgeslm.devices.fake import FakeDevice, Turn
 from edgeslm.devices.local import LocalDevice
 from edgeslm.errors import DataError
@@ -24,7 +25,15 @@ def test_everything_the_report_needs(tmp_path: Path) -> None:
     made = [tiny.artifacts()[name] for name in ("llama_cpp", "onnxruntime")]
     said: list[tuple[str, int, int]] = []
     settings = Settings(
-        prompt_tokens=24, new_tokens=8, processes=2, repeats=2, warmups=1, threads=1, watts_per_core=3.0
+        prefill=(24,),
+        depths=(24,),
+        new_tokens=8,
+        processes=2,
+        repeats=2,
+        warmups=1,
+        most_warmups=1,
+        threads=1,
+        watts_per_core=3.0,
     )
     found, problems = bench(
         made,
@@ -42,7 +51,7 @@ def test_everything_the_report_needs(tmp_path: Path) -> None:
         assert set(mine) >= ALWAYS | {"rss_anon_peak", "rss_file_peak", "vm_hwm", "pss_peak"}
         assert mine["decode"].n == mine["prefill"].n == 4 and len(mine["decode"].warmups) == 2
         assert mine["load"].n == 2 and mine["token_latency"].n == 32
-        assert all(value > 0 for m in mine.values() for value in m.values)
+        assert all(v > 0 for m in mine.values() for v in m.values if m.metric != "swap_peak")
         bound = mine["decode_bound"]
         kv = 2 * tiny.LAYERS * tiny.KV_HEADS * 16 * (2 if artifact.format == "gguf" else 4) * (24 + 4)
         assert bound.kind == "modelled" and bound.median == pytest.approx(1e10 / (artifact.weight_bytes + kv))
@@ -54,21 +63,16 @@ def test_everything_the_report_needs(tmp_path: Path) -> None:
 
 
 def turn(decode_s: float = 1.0) -> Turn:
-    run = {
-        "prefill_s": 1.0,
-        "time_to_first_token_s": 1.0,
-        "decode_s": decode_s,
-        "token_latency_s": [decode_s],
-        "decode_cpu_s": 1.0,
-        "rails": [[], []],
-    }
+    run = {"seconds": 1.0, "cpu_s": 1.0, "rails": [[], []]}
+    step = {**run, "seconds": decode_s, "token_latency_s": [decode_s]}
     result: dict[str, Any] = {
         "engine": {"runtime": "llama.cpp", "version": "1"},
         "load_s": 0.5,
-        "prompt_tokens": 2,
-        "new_tokens": 1,
-        "warmups": [],
-        "runs": [run],
+        "phases": [
+            {"kind": "prefill", "tokens": 2, "depth": 0, "warmups": [], "runs": [{**run, "first_s": 1.0}]},
+            {"kind": "decode", "tokens": 1, "depth": 2, "warmups": [], "runs": [step]},
+        ],
+        "stable": True,
         "memory": {"before_load": {}, "samples": []},
     }
     return Turn(lines=('{"ok": true}',), files={"result.json": result})
@@ -88,7 +92,7 @@ def test_order_is_seeded_and_every_round_runs_all(tmp_path: Path) -> None:
         bench(
             artifacts,
             [1, 2],
-            Settings(prompt_tokens=2, new_tokens=1, processes=6, warmups=0, repeats=1, seed=seed),
+            Settings(prefill=(2,), depths=(2,), new_tokens=1, processes=6, warmups=0, repeats=1, seed=seed),
             device=FakeDevice([turn() for _ in range(18)]),
             workdir=tmp_path / "w",
             on_progress=lambda name, done, total: said.append(name),
@@ -106,7 +110,7 @@ def test_like_runs_can_be_compared_and_no_sensor_is_no_number(tmp_path: Path) ->
     found, _ = bench(
         artifacts,
         [1],
-        Settings(prompt_tokens=2, new_tokens=1, processes=1, warmups=0, repeats=1),
+        Settings(prefill=(2,), depths=(2,), new_tokens=1, processes=1, warmups=0, repeats=1),
         device=FakeDevice([turn(0.5), turn(0.5)]),
         workdir=tmp_path / "w",
     )
@@ -122,7 +126,7 @@ def test_a_failing_artifact_is_a_problem_and_not_run_again(tmp_path: Path) -> No
     found, problems = bench(
         [*artifacts, gone],
         [1],
-        Settings(prompt_tokens=2, new_tokens=1, processes=3, warmups=0, repeats=1),
+        Settings(prefill=(2,), depths=(2,), new_tokens=1, processes=3, warmups=0, repeats=1),
         device=device,
         workdir=tmp_path / "w",
     )
@@ -138,8 +142,44 @@ def test_settings_are_refused_first(tmp_path: Path) -> None:
 
 
 def test_a_busy_machine_is_a_doubt() -> None:
-    assert background_note([0.1, 0.2], 2) == "" and background_note([], 2) == "" and background_note([None], 2) == ""
-    assert "1.7 cores busy" in background_note([0.0, 1.7], 2)
+    for quiet in ([0.1, 0.2], [], [None]):
+        assert doubts.background(quiet, 2) == ""
+    assert "1.7 cores busy" in doubts.background([0.0, 1.7], 2)
+
+
+def one_result(**change: Any) -> dict[str, Any]:
+    run = {"seconds": 1.0, "others_cores": 0.1, "watch": {"khz": [[2_000_000], [1_990_000]]}, **change}
+    return {"stable": True, "phases": [{"runs": [run]}], "steps": {"wall_minus_monotonic_s": [5.0, 5.0]}}
+
+
+def test_a_disturbed_run_says_by_what() -> None:
+    assert doubts.of_results([one_result(), one_result(others_cores=None, watch={})]) == []
+    found = doubts.of_results([one_result(others_cores=1.25), one_result()])
+    assert found == ["others kept up to 1.2 cores busy during 1 of 2 runs"]
+    (clock,) = doubts.of_results([one_result(watch={"khz": [[2_000_000], [1_500_000, None]]})])
+    assert clock == "the clock moved between 1.50 and 2.00 GHz"
+    (heat,) = doubts.of_results([one_result(watch={"millicelsius": [[40_000], [62_000]]})])
+    assert "from 40 to 62 degrees" in heat
+    (step,) = doubts.of_results([{**one_result(), "steps": {"wall_minus_monotonic_s": [5.0, 65.0]}}])
+    assert "set by +60.0 s" in step and "monotonic" in step
+    (loose,) = doubts.of_results([{**one_result(), "stable": False}])
+    assert "not steady" in loose
+
+
+def test_strict_refuses_what_was_disturbed(tmp_path: Path) -> None:
+    disturbed = turn()
+    disturbed.files["result.json"]["phases"][1]["runs"][0]["others_cores"] = 2.0
+    settings = Settings(prefill=(2,), depths=(2,), new_tokens=1, processes=1, warmups=0, repeats=1)
+    for strict in (False, True):
+        found, problems = bench(
+            files(tmp_path, "a.gguf"), [1], replace(settings, strict=strict), device=FakeDevice([disturbed]),
+            workdir=tmp_path / "w",
+        )  # fmt: skip
+        assert bool(found) is not strict
+        assert [p["what"] for p in problems] == (
+            ["refused, the run was disturbed: others kept up to 2.0 cores busy during 1 of 2 runs; "
+             "let the device rest and run it again"] if strict else []
+        )  # fmt: skip
 
 
 def test_what_decoding_does_not_read_raises_the_ceiling(tmp_path: Path) -> None:
@@ -147,10 +187,40 @@ def test_what_decoding_does_not_read_raises_the_ceiling(tmp_path: Path) -> None:
     found, _ = bench(
         [tied, replace(untied, unread_bytes=6)],
         [1],
-        Settings(prompt_tokens=2, new_tokens=1, processes=1, warmups=0, repeats=1),
+        Settings(prefill=(2,), depths=(2,), new_tokens=1, processes=1, warmups=0, repeats=1),
         device=FakeDevice([turn(), turn()], FACTS),
         workdir=tmp_path / "w",
     )
     bounds = {m.where.artifact: m for m in found if m.metric == "decode_bound"}
     assert bounds["a.gguf"].median == 1e10 / 8 and bounds["b.gguf"].median == 1e10 / 2
     assert "2 of weights" in bounds["b.gguf"].note
+
+
+def test_cooling_down_waits_for_the_first_temperature(tmp_path: Path) -> None:
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    heat = [60, 55, 43, 41]
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        (zone / "temp").write_text(f"{heat[len(waits)]}000\n")
+
+    (zone / "temp").write_text("60000\n")
+    cool_down(tmp_path, 40.0, 30.0, sleep)
+    assert len(waits) == 3  # 41 degrees is near enough to 40
+    (zone / "temp").write_text("90000\n")
+    cool_down(tmp_path, 40.0, 3.0, lambda s: waits.append(s))
+    assert len(waits) == 6  # gave up after three seconds
+    cool_down(tmp_path / "bare", 40.0, 30.0, sleep)
+    assert len(waits) == 6  # no sensor, nothing to wait for
+
+
+def test_clocks_and_thermal_zones_are_watched_where_they_are(tmp_path: Path) -> None:
+    for cpu in (0, 1, 4):
+        folder = tmp_path / f"devices/system/cpu/cpu{cpu}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_cur_freq").write_text("1800000\n")
+    assert [len(watch_files(tmp_path)[k]) for k in ("khz", "millicelsius")] == [3, 0]
+    (only,) = watch_files(tmp_path, (4,))["khz"]
+    assert "cpu4" in only

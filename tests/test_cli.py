@@ -89,11 +89,13 @@ def test_eval_of_a_file_against_itself_is_zero(gguf, tmp_path):
 
 @needs_llama_cpp
 def test_bench_gives_every_figure(gguf):
-    options = ["--prompt-tokens", 8, "--new-tokens", 4, "--processes", 1, "--repeats", 2, "--json"]
+    options = ["--prefill", 8, "--depths", "0,8", "--new-tokens", 4, "--processes", 1, "--repeats", 2, "--json"]
     done = edgeslm("bench", gguf, *options)
     assert done.returncode == 0, done.stderr
-    found = {m["metric"]: m for m in json.loads(done.stdout)["measurements"]}
-    assert {"load", "time_to_first_token", "prefill", "decode", "rss_anon_peak", "vm_hwm"} <= set(found)
+    every = json.loads(done.stdout)["measurements"]
+    assert [m["extra"]["depth"] for m in every if m["metric"] == "decode"] == [0, 8]
+    found = {m["metric"]: m for m in every}
+    assert {"load", "kv_cache", "time_to_first_token", "prefill", "decode", "rss_anon_peak", "vm_hwm"} <= set(found)
     assert len(found["decode"]["values"]) == 2 and len(found["decode"]["warmups"]) >= 1
     assert not any(m["metric"].startswith("energy") and m["kind"] == "measured" for m in found.values())
 

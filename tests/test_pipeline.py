@@ -392,6 +392,7 @@ def test_a_stage_depends_on_the_code_that_decides_its_result(folder, whole, tmp_
         "evaluate/closeness.py": {"evaluate", "benchmark"},
         "runtimes/workers/scoring.py": {"evaluate", "benchmark"},
         "benchmark.py": {"benchmark"},
+        "doubts.py": {"benchmark"},
         "report/page.py": set(),
     }.items():
         after = hashes(changed)

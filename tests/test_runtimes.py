@@ -115,14 +115,16 @@ def test_a_malformed_result(stand_in: Callable[..., Artifact], tmp_path: Path, d
         run(artifact, GENERATE, tmp_path / "w")
 
 
-@pytest.mark.parametrize("change", [{"decode_s": 0.0}, {"token_latency_s": None}, {"rails": []}, {"prefill_s": "1"}])
+@pytest.mark.parametrize("change", [{"seconds": 0.0}, {"token_latency_s": None}, {"rails": []}, {"cpu_s": "1"}])
 def test_a_bench_run_is_checked_inside(change: dict[str, Any]) -> None:
-    run = dict.fromkeys(("prefill_s", "time_to_first_token_s", "decode_s", "decode_cpu_s"), 1.0)
-    run |= {"token_latency_s": [1.0], "rails": [[], []]}
-    result = {"engine": {}, "load_s": 1.0, "warmups": [], "runs": [run], "memory": {}}
+    run = {"seconds": 1.0, "cpu_s": 1.0, "token_latency_s": [1.0], "rails": [[], []]}
+    phase = {"kind": "decode", "tokens": 1, "depth": 0, "warmups": [], "runs": [run]}
+    result = {"engine": {}, "load_s": 1.0, "stable": True, "phases": [phase], "memory": {}}
     assert RUNTIMES["llama_cpp"].parse(result, "bench") is result
-    with pytest.raises(RuntimeFailure, match="no usable runs"):
-        RUNTIMES["llama_cpp"].parse({**result, "runs": [{**run, **change}]}, "bench")
+    broken = [{**phase, "runs": [{**run, **change}]}, {**phase, "runs": []}, {**phase, "kind": "sleep"}]
+    for wrong in broken:
+        with pytest.raises(RuntimeFailure, match="no usable phases"):
+            RUNTIMES["llama_cpp"].parse({**result, "phases": [wrong]}, "bench")
 
 
 def test_a_result_that_was_never_written_or_never_announced(stand_in: Callable[..., Artifact], tmp_path: Path) -> None:
@@ -208,7 +210,8 @@ def test_llama_cpp_falls_back_to_unrepacked_kernels(tmp_path: Path) -> None:
 
 def test_a_worker_leaves_when_its_stdin_closes(tmp_path: Path) -> None:
     artifact = tiny.artifacts()["llama_cpp"]
-    task = {**GENERATE, "task": "bench", "prompt": [3] * 20, "new_tokens": 40, "warmups": 0, "repeats": 10**6}
+    task = {**GENERATE, "task": "bench", "prompt": [3] * 20, "prefill": [20], "depths": [20]}
+    task |= {"new_tokens": 40, "warmups": {"least": 1, "most": 1, "within": 0.1}, "repeats": 10**6}
     job = RUNTIMES["llama_cpp"].job(artifact.name, str(artifact.path), {**task, "context": 64})
     (tmp_path / "job.json").write_text(json.dumps(job.spec))
     process = subprocess.Popen(

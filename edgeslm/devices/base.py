@@ -33,10 +33,12 @@ class Completed:
 
 
 class Device(Protocol):
-    """Where workers run. `python` is the interpreter to start them with, `facts` what the machine is."""
+    """Where workers run. `hosts` says what kinds it can start, best first: "python" (a script, by the interpreter
+    `python`), "native" (a program), "page" (in a browser). `facts` says what the machine is."""
 
     name: str
     python: str
+    hosts: tuple[str, ...]
 
     @property
     def facts(self) -> dict[str, Any]: ...

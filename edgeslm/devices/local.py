@@ -27,6 +27,7 @@ class LocalDevice:
     """The machine this program runs on. `root` stands in for `/` when facts are read (tests give a fixture tree)."""
 
     name = "local"
+    hosts: tuple[str, ...] = ("python", "native")
 
     def __init__(self, root: Path = Path("/"), python: str = "", facts: dict[str, Any] | None = None):
         self.root = root

@@ -24,6 +24,7 @@ from edgeslm.runtimes import RUNTIMES
 from edgeslm.runtimes.base import Job, Runtime
 
 Progress = Callable[[int, int], None]
+HOSTS = {"python": "Python with its packages", "native": "a shell", "page": "a browser"}
 # options of llama.cpp where a file is judged: nothing but its own grids may round
 EXACT: dict[str, Any] = {"kv": "f32", "flash_attention": "off"}
 
@@ -53,11 +54,16 @@ class Outcome:
         )
 
 
-def runtime_for(artifact: Artifact) -> Runtime:
-    """Raises RuntimeFailure when no runtime knows the artifact's format."""
-    for runtime in RUNTIMES.values():
-        if artifact.format in runtime.formats:
-            return runtime
+def runtime_for(artifact: Artifact, hosts: tuple[str, ...] = ("python",)) -> Runtime:
+    """The first one for the artifact's format that a device with these hosts can run. Raises RuntimeFailure."""
+    able = [runtime for runtime in RUNTIMES.values() if artifact.format in runtime.formats]
+    for host in hosts:
+        for runtime in able:
+            if runtime.host == host:
+                return runtime
+    if able:
+        needs = " or ".join(sorted({HOSTS[runtime.host] for runtime in able}))
+        raise RuntimeFailure(f"{artifact.name}: files of the format '{artifact.format}' need {needs} on the device")
     known = sorted({name for runtime in RUNTIMES.values() for name in runtime.formats})
     raise RuntimeFailure(f"{artifact.name}: no runtime runs the format '{artifact.format}'; known are {known}")
 
@@ -75,7 +81,7 @@ def execute(
 ) -> Outcome:
     """Run one task in a fresh process; arrays land in `workdir`. After a signal for which the runtime knows a fallback
     it is tried once more with that. Raises RuntimeFailure, DeviceError."""
-    runtime = runtime_for(artifact)
+    runtime = runtime_for(artifact, device.hosts)
     model = device.push(artifact.path)
     workdir.mkdir(parents=True, exist_ok=True)
 
@@ -86,14 +92,14 @@ def execute(
         if on_line is not None:
             on_line(line)
 
-    job, note = runtime.job(artifact.name, model, task), ""
-    done, remote = _once(device, job, workdir, timeout_s, hear, stdin)
+    job, note = runtime.job(artifact.name, model, task, device.facts), ""
+    done, remote = _once(device, runtime, job, workdir, timeout_s, hear, stdin)
     fallback = runtime.fallback.get(done.signal or 0, {})
     if not done.timed_out and stdin is None and any(job.spec.get(k) != v for k, v in fallback.items()):
         options = ", ".join(f"{key} = {value}" for key, value in fallback.items())
         note = f"the first run died of {_signal_name(done.signal)}; this is a second one with {options}"
-        job = runtime.job(artifact.name, model, {**task, **fallback})
-        done, remote = _once(device, job, workdir, timeout_s, hear, None)
+        job = runtime.job(artifact.name, model, {**task, **fallback}, device.facts)
+        done, remote = _once(device, runtime, job, workdir, timeout_s, hear, None)
     if not done.ok:
         raise RuntimeFailure(failure_sentence(runtime, artifact.name, task["task"], done, timeout_s))
     result, arrays = _collect(device, runtime, artifact.name, task["task"], done, remote, workdir)
@@ -115,6 +121,7 @@ def execute_keeping(
 
 def _once(
     device: Device,
+    runtime: Runtime,
     job: Job,
     workdir: Path,
     timeout_s: float,
@@ -125,10 +132,13 @@ def _once(
     for stale in ("result.json", "job.json"):
         (workdir / stale).unlink(missing_ok=True)
     (workdir / "job.json").write_text(json.dumps(job.spec), encoding="utf-8")
-    for path in job.files:
-        device.push(path)
-    worker, spec = device.push(job.worker), device.push(workdir / "job.json")
-    return device.run([device.python, worker, spec], timeout_s, hear, stdin), Path(spec).parent
+    if job.folder is None:
+        worker = device.push(job.worker)
+    else:
+        worker = f"{device.push(job.folder)}/{job.worker.relative_to(job.folder).as_posix()}"
+    spec = device.push(workdir / "job.json")
+    argv = [device.python] if runtime.host == "python" else []
+    return device.run([*argv, worker, spec], timeout_s, hear, stdin), Path(spec).parent
 
 
 def _collect(

@@ -194,7 +194,9 @@ def _benchmark(context: Context, folder: Path) -> None:
         write_json(folder / "results.json", {"schema": 1, "measurements": []})
         return
     prompt = heldout_windows(context)[0][: part.prompt_tokens]
-    settings = Settings(**part.model_dump(), threads=context.threads, seed=context.recipe.seed)
+    given = part.model_dump(exclude={"prompt_tokens"})
+    lengths = (part.prompt_tokens,)
+    settings = Settings(**given, prefill=lengths, depths=lengths, threads=context.threads, seed=context.recipe.seed)
     found, problems = bench(
         artifacts_of(context), prompt, settings, device=LocalDevice(), workdir=folder, on_progress=_lines(context)
     )
@@ -248,6 +250,6 @@ BENCHMARK = Stage(
     ("teacher", "export", "evaluate"),
     _benchmark_slice,
     _benchmark,
-    (*RUNNING, "meters", "benchmark.py", "cost.py"),
+    (*RUNNING, "meters", "benchmark.py", "cost.py", "doubts.py"),
     RUNNERS,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -24,13 +25,17 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 GGML_TYPES = {"f32": 0, "f16": 1}
 WARN, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level
 BATCH = 512  # ids decoded at once, llama.cpp's default physical batch
+KV_SIZE = re.compile(r"llama_kv_cache: size = +([0-9.]+) MiB")
 SEQUENCES = 64  # continuations decoded at once
 
 
 class Engine:
     def __init__(self, desk: Desk):
         job = desk.job
-        if job["task"] != "bench":  # untimed work shares its cores politely; a timed run waits as llama.cpp does
+        if job["task"] not in (
+            "bench",
+            "energy",
+        ):  # untimed work shares its cores politely; a timed run waits as llama.cpp does
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from llama_cpp import llama_cpp as api
 
@@ -54,11 +59,14 @@ class Engine:
     def _quiet(self) -> None:
         """Keep llama.cpp's last warnings and errors for error sentences; say nothing else."""
         self.complaints: deque[str] = deque(maxlen=20)
+        self.kv_cache_bytes: int | None = None
         last = [0]
 
         def log(level: int, text: bytes, _: Any) -> None:
             last[0] = last[0] if level == CONTINUED else level
             line = text.decode("utf-8", "replace").strip()
+            if size := KV_SIZE.search(line):
+                self.kv_cache_bytes = round(float(size[1]) * (1 << 20))
             if last[0] in (WARN, ERROR) and line:
                 self.complaints.append(line)
                 if last[0] == ERROR:

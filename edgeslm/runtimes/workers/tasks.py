@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from common import Desk, JobError, MemoryWatch, memory, read_counters
+from common import Desk, JobError
 from likelihood import likelihood
+from sampling import ceilings, energy
 from scoring import score
+from timing import bench
 
 Open = Callable[[Desk], Any]
 
@@ -47,67 +49,6 @@ def sampler(spec: dict[str, Any]) -> Callable[[np.ndarray], int]:
         return int(order[min(at, len(cumulative) - 1)])
 
     return draw
-
-
-def one_run(engine: Any, prompt: list[int], new_tokens: int, rails: list[str]) -> dict[str, Any]:
-    """Prefill and decode once from an empty sequence, greedily, ignoring end marks. Seconds; CPU seconds of the whole
-    process; the rails' counters before and after the decode phase."""
-    engine.keep(0)
-    start = time.perf_counter()
-    logits = engine.feed(prompt)
-    prefilled = time.perf_counter()
-    token = int(np.argmax(logits))
-    first = time.perf_counter()
-    latencies = []
-    counters, cpu = read_counters(rails), time.process_time()
-    before = time.perf_counter()
-    for _ in range(new_tokens):
-        begin = time.perf_counter()
-        token = int(np.argmax(engine.feed([token])))
-        latencies.append(time.perf_counter() - begin)
-    decode_s = time.perf_counter() - before
-    return {
-        "prefill_s": prefilled - start,
-        "time_to_first_token_s": first - start,
-        "decode_s": decode_s,
-        "token_latency_s": latencies,
-        "decode_cpu_s": time.process_time() - cpu,
-        "rails": [counters, read_counters(rails)],
-    }
-
-
-def bench(open_engine: Open, desk: Desk) -> dict[str, Any]:
-    """The task `bench`, one fresh process: load, warm-ups (memory is sampled there), timed runs.
-
-    Between timed runs memory is read once; VmHWM is read at the end.
-    """
-    job = desk.job
-    before_load = memory()
-    engine = open_engine(desk)
-    prompt, new_tokens = job["prompt"], int(job["new_tokens"])
-    if not prompt or min(prompt) < 0 or max(prompt) >= engine.vocabulary or new_tokens < 1:
-        raise JobError(f"the prompt must hold ids below {engine.vocabulary} and new_tokens must be at least 1")
-    rails = job.get("rails", [])
-    samples = [memory()]
-    warmups, runs = [], []
-    total = int(job["warmups"]) + int(job["repeats"])
-    for _ in range(int(job["warmups"])):
-        with MemoryWatch(samples):
-            warmups.append(one_run(engine, prompt, new_tokens, rails))
-        desk.progress(len(warmups), total)
-    for _ in range(int(job["repeats"])):
-        runs.append(one_run(engine, prompt, new_tokens, rails))
-        samples.append(memory())
-        desk.progress(len(warmups) + len(runs), total)
-    return {
-        "engine": engine.info,
-        "load_s": engine.load_s,
-        "prompt_tokens": len(prompt),
-        "new_tokens": new_tokens,
-        "warmups": warmups,
-        "runs": runs,
-        "memory": {"before_load": before_load, "samples": samples},
-    }
 
 
 def stream(
@@ -222,6 +163,8 @@ TASKS: dict[str, Callable[[Open, Desk], dict[str, Any]]] = {
     "score": score,
     "likelihood": likelihood,
     "bench": bench,
+    "energy": energy,
+    "ceilings": ceilings,
     "generate": generate,
     "serve": serve,
 }
