@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> Row:
             record.append(NAME, {"kind": "row", "arm": arm, "changed": ARMS[arm]} | base | row)
 
         our_rows(
-            {arm: arguments.recipe}, arguments.seeds, [*overrides, *arguments.set, *ARMS[arm]], student, judged,
+            {arm: arguments.recipe}, arguments.seeds, [*overrides, *ARMS[arm]], student, judged,
             arguments.runs, arguments.threads, save,
             done={(r["arm"], r["seed"], r["training"]) for r in rows() if all(r[k] == v for k, v in base.items())},
         )  # fmt: skip
@@ -100,7 +100,6 @@ def table(records: list[Row]) -> str:
 def options(parser: argparse.ArgumentParser) -> None:
     quality_ladder.student_options(parser)
     parser.add_argument("--recipe", type=Path, help="a recipe whose teacher is the float model")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of the recipe, for every arm")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 

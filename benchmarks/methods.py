@@ -57,7 +57,7 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace, extra: rows.C
 
     data = yaml.safe_load(BASE)
     data["teacher"] = {"model": str(arguments.model), "tokenizer": str(arguments.tokenizer)}
-    data["threads"] = arguments.threads
+    data["threads"], data["device"] = arguments.threads, arguments.device
     asked = {"name": f"{NAME}-{name}-s{seed}", "seed": seed, **rows.changes(name), **(extra or {})}
     if arguments.lr:
         asked["distill.train.lr"] = arguments.lr
@@ -100,7 +100,8 @@ def gradient_norm(context: Any, terms: list[Row]) -> float:
     training = Rows.load(context.folders["data"] / "rows.safetensors")
     step = step_of(context, context.root, training, teacher)
     chosen = torch.as_tensor(guides.read_order(context, training)[: context.recipe.batch_rows])
-    batch = Batch(training.ids[chosen].long(), training.mask[chosen].float(), chosen)
+    device = context.compute.device
+    batch = Batch(training.ids[chosen].long().to(device), training.mask[chosen].float().to(device), chosen)
     step._backward(batch, teacher, step.objective)
     grads = [m.value.grad for m in step.masters.items if m.value.grad is not None]
     return float(torch.stack([g.norm() for g in grads]).norm())
@@ -145,6 +146,7 @@ def one(name: str, seed: int, arguments: argparse.Namespace) -> Row:
         "seconds_per_step": statistics.median(line["seconds"] for line in log),
         "peak_memory_bytes": summary["peak_memory_bytes"],
         "threads": arguments.threads,
+        "device": arguments.device,
         **({"written_tokens_per_s": statistics.median(written)} if written else {}),
         **recorded(root, stages),
         "base_model": Path(arguments.model).name,
@@ -242,7 +244,7 @@ def cost(name: str, arguments: argparse.Namespace) -> Row:
     for each in dict.fromkeys(("forward_kl", name)):
         command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", each, "--model", str(arguments.model)]
         command += ["--tokenizer", str(arguments.tokenizer), "--runs", str(arguments.runs)]
-        command += ["--threads", str(arguments.threads)]
+        command += ["--threads", str(arguments.threads), "--device", arguments.device]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{each}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -297,6 +299,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--child", choices=rows.NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
 
 
 if __name__ == "__main__":

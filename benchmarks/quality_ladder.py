@@ -63,7 +63,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Student, list[list[int]], l
     overrides = [f"teacher.model={arguments.model}"] if arguments.model != DEFAULT_TEACHER else []
     if arguments.tokenizer:
         overrides.append(f"teacher.tokenizer={arguments.tokenizer.resolve()}")
-    return student, judged, [*overrides, f"threads={arguments.threads}"]
+    return student, judged, [*overrides, f"threads={arguments.threads}", *arguments.set]
 
 
 def run(arguments: argparse.Namespace) -> Row:
@@ -212,6 +212,7 @@ def student_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=int, default=24, help="windows for importance, GPTQ and auto-round")
     parser.add_argument("--tokens", type=int, default=131_072, help="that training rivals see: our own budget")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where recipes run")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to our recipes, for a GPU")
     parser.add_argument("--work", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--threads", type=int, default=2)
 

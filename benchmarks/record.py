@@ -7,7 +7,10 @@ import datetime
 import json
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,8 +48,19 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": pages * os.sysconf("SC_PAGE_SIZE") if pages else None,
         "os": f"{platform.system()} {platform.machine()}",
+        **({"gpu": gpu()} if gpu() else {}),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }
+
+
+@cache
+def gpu() -> str:
+    """The first NVIDIA GPU's name as its driver tells it; empty where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return said.stdout.strip().split("\n")[0] if said.returncode == 0 else ""
 
 
 def versions(*packages: str) -> dict[str, str]:
