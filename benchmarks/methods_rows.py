@@ -17,7 +17,7 @@ SHARE = 0.03
 ADVERSARY_WEIGHT = 0.1  # of a discriminator's word beside forward_kl's 1
 KL: Changes = {"loss": "forward_kl"}
 TEXT: Changes = {"loss": "cross_entropy"}
-ASSISTANT, FIRST = "methods-assistant", "methods-forward_kl"  # runs that other rows start from
+ASSISTANT, FIRST = "methods-assistant_made", "methods-forward_kl"  # runs that other rows start from
 
 
 def objective(*terms: Changes) -> Changes:

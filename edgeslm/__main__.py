@@ -1,4 +1,4 @@
-from edgeslm.cli import main
+from edgeslm.cli.app import main
 
 if __name__ == "__main__":
     main()

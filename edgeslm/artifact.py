@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Artifact:
     grid: str  # "q4_0", "f16", "f32" or "mixed"
     recipe_hash: str = ""
     note: str = ""
+    shape: dict[str, int] = field(default_factory=dict)  # the keys of transformers' config that `cost` reads
     unread_bytes: int = 0  # of the weights, what decoding a token leaves alone: the input table of an untied model
 
     @property

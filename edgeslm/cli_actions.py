@@ -16,6 +16,15 @@ from edgeslm.models.stop import stop_ids
 NOTE = "edgeslm.json"  # what an exported ONNX folder says of itself
 
 
+SHAPE = {  # config key -> GGUF's, after the architecture's name
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+}
+
+
 def artifact_of(spec: str) -> Artifact:
     """A file or exported folder as an artifact. Raises ModelError for what no runtime here runs.
 
@@ -25,7 +34,8 @@ def artifact_of(spec: str) -> Artifact:
     if path.suffix == ".gguf" and path.is_file():
         from edgeslm.models.gguf_file import read
 
-        table = read(path).tensors
+        file = read(path)
+        table = file.tensors
         tensors = table.values()
         formats = [t.format for t in tensors]
         grid = max(set(formats), key=formats.count)
@@ -33,15 +43,27 @@ def artifact_of(spec: str) -> Artifact:
         weights = sum(t.nbytes for t in tensors)
         sizes = path_bytes(path), weights, parameters, grid
         unread = table["token_embd.weight"].nbytes if {"token_embd.weight", "output.weight"} <= set(table) else 0
-        return Artifact(path.name, path, "gguf", path_sha256(path), *sizes, unread_bytes=unread)
+        shape = shape_of(file.metadata, table["token_embd.weight"].shape if "token_embd.weight" in table else ())
+        return Artifact(path.name, path, "gguf", path_sha256(path), *sizes, unread_bytes=unread, shape=shape)
     if (path / "genai_config.json").is_file():
         known = json.loads((path / NOTE).read_text(encoding="utf-8")) if (path / NOTE).is_file() else None
         if known is None:
             raise ModelError(f"{spec}: was not exported by edgeslm (no {NOTE}); export the student again")
         sizes = path_bytes(path), known["weight_bytes"], known["parameters"], known["grid"]
-        unread = known.get("unread_bytes", 0)
-        return Artifact(path.name, path, "onnx", path_sha256(path), *sizes, unread_bytes=unread)
+        more = {"unread_bytes": known.get("unread_bytes", 0), "shape": known.get("shape", {})}
+        return Artifact(path.name, path, "onnx", path_sha256(path), *sizes, **more)
     raise ModelError(f"{spec}: is neither a .gguf file nor an exported ONNX folder (with genai_config.json)")
+
+
+def shape_of(metadata: dict[str, Any], table: tuple[int, ...]) -> dict[str, int]:
+    """What a GGUF header says of a decoder's shape, as a config; empty when it does not say all of it."""
+    prefix = f"{metadata.get('general.architecture')}."
+    told = {key: metadata.get(prefix + name) for key, name in SHAPE.items()}
+    found = {key: value for key, value in told.items() if isinstance(value, int)}
+    if len(found) < len(SHAPE) or len(table) != 2:
+        return {}
+    head = metadata.get(prefix + "attention.key_length") or found["hidden_size"] // found["num_attention_heads"]
+    return {**found, "head_dim": int(head), "vocab_size": max(table)}
 
 
 def export_again(run: Path, kind: str, out: Path | None, accuracy_level: int | None) -> dict[str, Any]:
@@ -172,6 +194,7 @@ def as_gguf(source: Any, grid: str) -> Path:
     import torch
 
     from edgeslm.export.gguf import export
+    from edgeslm.models.arch.base import plain
     from edgeslm.models.load import load, write_tokenizer
     from edgeslm.models.pypi import cache_folder
     from edgeslm.quantize.freeze import freeze_floats
@@ -184,7 +207,7 @@ def as_gguf(source: Any, grid: str) -> Path:
     with tempfile.TemporaryDirectory() as work:
         write_tokenizer(loaded.tokenizer, Path(work) / "tokenizer")
         weights = dict(loaded.model.named_parameters())
-        config = loaded.model.config.to_dict()
+        config = plain(loaded.model.config)
         tokenizer = Path(work) / "tokenizer"
         export(freeze_floats(weights, grid, loaded.arch.name, config, tokenizer, f"teacher-{grid}", {}), out)
     return out

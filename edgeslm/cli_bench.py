@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeslm import units
-from edgeslm.benchmark import Settings, bench
-from edgeslm.errors import DataError
+from edgeslm.benchmark.run import OnProgress, bench
+from edgeslm.benchmark.settings import Settings
+from edgeslm.errors import DataError, DeviceError
 from edgeslm.measurement import Measurement
+from edgeslm.progress import LINE_EVERY_S, Progress
 
 Problems = list[dict[str, str]]
+LARGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Options:
     cpus: str
     sustained: float
     cool: float
+    energy: float
+    idle: float
     watts_per_core: float | None
     strict: bool
     seed: int
@@ -48,6 +55,8 @@ def settings_of(options: Options, facts: dict[str, Any]) -> Settings:
         cpus=cpus_of(options.cpus, facts),
         sustained_s=options.sustained,
         cool_s=options.cool,
+        energy_s=options.energy,
+        idle_s=options.idle,
         watts_per_core=options.watts_per_core,
         strict=options.strict,
         seed=options.seed,
@@ -74,26 +83,70 @@ def cpus_of(text: str, facts: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(cpu) for cpu in clusters[0]["cpus"])
 
 
-def bench_files(models: list[str], options: Options) -> dict[str, Any]:
-    """Every file with the same prompt ids, so that no tokenizer is part of what is compared -> one document."""
+def bench_files(
+    models: list[str], options: Options, on: list[str], keep: bool, meter: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Every file on every device with the same prompt ids, so that no tokenizer is part of what is compared -> one
+    document. A device that cannot be reached is a problem of that device; raises DeviceError when there is no other."""
+    from edgeslm.benchmark.energy import energy
     from edgeslm.cli_actions import artifact_of
-    from edgeslm.devices.local import LocalDevice
+    from edgeslm.devices.open import opened
 
     artifacts = [artifact_of(m) for m in models]
     names = [a.name for a in artifacts]
     if len(set(names)) != len(names):
         raise DataError(f"two of the files have the same name ({', '.join(sorted(names))}); give them different names")
-    device = LocalDevice()
-    settings = settings_of(options, device.facts)
-    prompt = list(range(100, 100 + max(1, settings.longest)))
-    with tempfile.TemporaryDirectory() as work:
-        found, problems = bench(artifacts, prompt, settings, device=device, workdir=Path(work))
+    found: list[Measurement] = []
+    problems: Problems = []
+    for spec in dict.fromkeys(on or ["local"]):
+        try:
+            with opened(spec, keep, pushing(progress, spec)) as device, tempfile.TemporaryDirectory() as work:
+                settings = settings_of(options, device.facts)
+                prompt = list(range(100, 100 + max(1, settings.longest)))
+                told: dict[str, Any] = {
+                    "device": device,
+                    "workdir": Path(work),
+                    "on_progress": progress_on(progress, spec),
+                }
+                more, wrong = bench(artifacts, prompt, settings, **told)
+                if options.energy:
+                    joules, reasons = energy(artifacts, prompt, settings, meter=meter, **told)
+                    more, wrong = more + joules, wrong + reasons
+                place = {} if spec == "local" else {"device": str(device.facts.get("name", spec.partition(":")[0]))}
+        except DeviceError as error:
+            if len(on) < 2:
+                raise
+            more, wrong, place = [], [{"artifact": name, "what": str(error)} for name in names], {"device": spec}
+        found += more
+        problems += [{**problem, **place} for problem in wrong]
     return {
         "schema": 2,
         "measurements": [m.to_json() for m in found],
         "problems": problems,
         "artifacts": [{key: value for key, value in a.to_json().items() if key != "path"} for a in artifacts],
     }
+
+
+def pushing(progress: Progress, spec: str) -> Callable[[str, int, int], None]:
+    """Lines while a large file is on its way to a device."""
+    said: dict[str, float] = {}
+
+    def say(name: str, sent: int, total: int) -> None:
+        now = time.monotonic()
+        if total >= LARGE_BYTES and (now - said.get(name, 0.0) >= LINE_EVERY_S or sent >= total):
+            said[name] = now
+            progress.say(f"{spec}: {name}, {units.byte_count(sent)} of {units.byte_count(total)} are there")
+
+    return say
+
+
+def progress_on(progress: Progress, spec: str) -> OnProgress:
+    """Lines such as `ssh:pi@kitchen: student.gguf, process 2 of 4`."""
+
+    def say(name: str, done: int, total: int) -> None:
+        progress.say(f"{spec}: {name}, process {done} of {total}")
+
+    return say
 
 
 def text(document: dict[str, Any]) -> str:

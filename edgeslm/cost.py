@@ -2,7 +2,7 @@
 
 A `shape` is a transformers config as a dict, of which these keys are read: hidden_size D, intermediate_size F,
 num_hidden_layers L, num_attention_heads H, num_key_value_heads G, head_dim (D / H when absent), vocab_size V,
-tie_word_embeddings, attention_bias / model_type "qwen2" (biases on q, k, v).
+tie_word_embeddings, attention_bias, and model_type, which says what a family has beside its matrices.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class Counts:
     linear: int  # all matrices of all blocks
     small: int  # norms and biases
     layers: int
+    positions: int = 0  # a table of learned positions
 
     @property
     def total(self) -> int:
-        return self.embedding + self.head + self.linear + self.small
+        return self.embedding + self.head + self.linear + self.small + self.positions
 
     @property
     def per_token(self) -> int:
@@ -38,31 +39,45 @@ def head_dim(shape: Mapping[str, Any]) -> int:
     return int(shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"])
 
 
+NORMS = {"gemma3_text": 4}  # vectors of norms a layer, 2 elsewhere
+HEAD_NORMS = ("qwen3", "gemma3_text")  # one weight for each dimension of a head, for queries and for keys
+PLAIN = ("gpt2", "starcoder2")  # two feed-forward matrices instead of three; norms with biases
+LEARNED_POSITIONS = ("gpt2",)
+
+
 def counts(shape: Mapping[str, Any]) -> Counts:
-    """Of a Llama- or Qwen2-shaped decoder (gated feed-forward, RMS norms)."""
+    """Of a decoder of one of the families in edgeslm.models.arch; gated feed-forward and RMS norms where none says
+    otherwise."""
+    kind = shape.get("model_type")
     d, f, layers, v = (int(shape[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"))
     q = int(shape["num_attention_heads"]) * head_dim(shape)
     kv = int(shape.get("num_key_value_heads") or shape["num_attention_heads"]) * head_dim(shape)
     attention = d * q + 2 * d * kv + q * d
     biases = 0
-    if shape.get("model_type") == "qwen2":
+    if kind == "qwen2":
         biases = q + 2 * kv
+    elif kind == "gpt2" or (kind == "starcoder2" and shape.get("use_bias", True)):
+        biases = q + 2 * kv + d + f + d
     elif shape.get("attention_bias"):
         biases = q + 2 * kv + d
+    norms = NORMS.get(str(kind), 2) * d + 2 * head_dim(shape) * (kind in HEAD_NORMS)
+    each = 2 if kind in PLAIN else 1  # weight and bias of a norm
     tied = bool(shape.get("tie_word_embeddings", False))
     return Counts(
         embedding=v * d,
         head=0 if tied else v * d,
-        linear=layers * (attention + 3 * d * f),
-        small=layers * (2 * d + biases) + d,
+        linear=layers * (attention + (2 if kind in PLAIN else 3) * d * f),
+        small=layers * (norms * each + biases) + d * each,
         layers=layers,
+        positions=d * int(shape["max_position_embeddings"]) if kind in LEARNED_POSITIONS else 0,
     )
 
 
 def weight_bytes(shape: Mapping[str, Any], linear_bits: float, embedding_bits: float, head_bits: float = 0.0) -> int:
     """Bytes of all tensors; norms and biases are float32. `head_bits` 0 takes the embedding's for an untied head."""
     n = counts(shape)
-    bits = n.linear * linear_bits + n.embedding * embedding_bits + n.head * (head_bits or embedding_bits) + n.small * 32
+    tables = (n.embedding + n.positions) * embedding_bits + n.head * (head_bits or embedding_bits)
+    bits = n.linear * linear_bits + tables + n.small * 32
     return round(bits / 8)
 
 
@@ -158,6 +173,7 @@ class Prediction:
     value: float
     limited_by: str  # "memory", "arithmetic" or "" for a sum
     formula: str
+    at: int = 0  # the depth of a decode, the length of a prefill, the context of a sum
 
     def error(self, measured: float) -> float:
         """How far off: +0.10 is a tenth too high."""
@@ -200,7 +216,7 @@ def _decode(ceilings: Ceilings, load: Load, depth: int, share: Efficiency | None
         "arithmetic": _arithmetic_s(ceilings, load, linear, _attention_flops(load.shape, depth)) or 0.0,
     }
     what = f"{moved:.0f} bytes and {linear + _attention_flops(load.shape, depth):.3g} operations a token at {depth}"
-    return _bounded("predicted_decode", 1, seconds, what, share)
+    return _bounded("predicted_decode", 1, depth, seconds, what, share)
 
 
 def _prefill(ceilings: Ceilings, load: Load, length: int, share: Efficiency | None) -> Prediction | None:
@@ -213,7 +229,7 @@ def _prefill(ceilings: Ceilings, load: Load, length: int, share: Efficiency | No
         return None
     seconds = {"memory": (load.weights_bytes - load.unread_bytes) / ceilings.read_bytes_per_s, "arithmetic": arithmetic}
     what = f"{linear + attention:.3g} operations for {length} tokens"
-    return _bounded("predicted_prefill", length, seconds, what, share)
+    return _bounded("predicted_prefill", length, length, seconds, what, share)
 
 
 def _attention_flops(shape: Mapping[str, Any], positions: float) -> float:
@@ -229,12 +245,15 @@ def _arithmetic_s(ceilings: Ceilings, load: Load, linear: float, attention: floa
     return linear / rate + attention / ceilings.flops_f32_per_s
 
 
-def _bounded(metric: str, tokens: int, seconds: Mapping[str, float], what: str, share: Efficiency | None) -> Prediction:
+def _bounded(
+    metric: str, tokens: int, at: int, seconds: Mapping[str, float], what: str, share: Efficiency | None
+) -> Prediction:
     limit = max(seconds, key=lambda name: seconds[name])
     bound = tokens / seconds[limit]
     reached = "the bound itself" if share is None else f"x {share.value:.3f} reached in {share.source}"
     value = bound if share is None else bound * share.value
-    return Prediction(metric, "tokens/s", value, limit, f"{what}, limited by {limit}: {bound:.4g} tokens/s, {reached}")
+    formula = f"{what}, limited by {limit}: {bound:.4g} tokens/s, {reached}"
+    return Prediction(metric, "tokens/s", value, limit, formula, at)
 
 
 def _memory(load: Load, context: int) -> Prediction | None:
@@ -244,4 +263,4 @@ def _memory(load: Load, context: int) -> Prediction | None:
     parts = (
         f"{load.weights_bytes:.0f} of weights + {cache:.0f} of cache for {context} + {load.buffers_bytes:.0f} measured"
     )
-    return Prediction("predicted_memory", "bytes", load.weights_bytes + cache + load.buffers_bytes, "", parts)
+    return Prediction("predicted_memory", "bytes", load.weights_bytes + cache + load.buffers_bytes, "", parts, context)

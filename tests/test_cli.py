@@ -140,7 +140,7 @@ def test_a_truncated_gguf_is_one_sentence(gguf, tmp_path):
 def test_a_run_whose_runtime_crashed_says_so_and_exits_1(option, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from edgeslm.cli import app
+    from edgeslm.cli.app import app
 
     record = {"stages": {}, "problems": [{"stage": "evaluate", "artifact": "student.gguf", "what": "it crashed"}]}
 

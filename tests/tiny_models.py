@@ -118,8 +118,12 @@ def write_onnx(folder: Path, out: Path) -> Path:
 def artifact(path: Path, kind: str, name: str = "") -> Artifact:
     parameters = VOCABULARY * HIDDEN + LAYERS * (HIDDEN * HIDDEN * 3 + 3 * HIDDEN * FFN + 2 * HIDDEN) + HIDDEN
     return Artifact(
-        name or path.name, path, kind, path_sha256(path), path_bytes(path), 4 * parameters, parameters, "f32"
-    )
+        name or path.name, path, kind, path_sha256(path), path_bytes(path), 4 * parameters, parameters, "f32",
+        shape={
+            "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS, "head_dim": HIDDEN // HEADS, "vocab_size": VOCABULARY,
+        },
+    )  # fmt: skip
 
 
 def ids(count: int, seed: int = 0) -> list[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeslm.artifact import Artifact, path_bytes, path_sha256
 from edgeslm.errors import ExportError
@@ -12,6 +14,10 @@ from edgeslm.quantize.frozen import Frozen, FrozenTensor
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+SHAPE = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size",
+)  # fmt: skip
 
 
 def is_planned(tensor: FrozenTensor) -> bool:
@@ -60,4 +66,16 @@ def describe(
         recipe_hash=frozen.metadata.get("recipe_hash", ""),
         note=note,
         unread_bytes=unread_bytes,
+        shape=shape(frozen.config),
     )
+
+
+def shape(config: Mapping[str, Any]) -> dict[str, int]:
+    """What `cost` reads of a decoder's config; empty when that does not say all of it."""
+    found = {key: config.get(key) for key in SHAPE}
+    heads = config.get("num_attention_heads")
+    if heads and not found["num_key_value_heads"]:
+        found["num_key_value_heads"] = heads
+    if heads and not found["head_dim"] and found["hidden_size"]:
+        found["head_dim"] = found["hidden_size"] // heads
+    return {key: int(value) for key, value in found.items()} if all(found.values()) else {}  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Files timed and weighed on a device, all with the same job."""

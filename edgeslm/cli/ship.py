@@ -1,0 +1,70 @@
+"""Commands around a model: export it, talk to it, and what this toolkit and this machine can do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeslm.cli.options import AsJson, Model
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="A run folder, or a frozen student inside one.")],
+    kind: Annotated[str, typer.Option("--kind", help="gguf or onnx.")] = "gguf",
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write; beside the run by default.")] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="ONNX only: 0 float32, 4 int8 activations (the default).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a trained student again, and verify every tensor of the file bit for bit."""
+    from edgeslm.cli_actions import export_again
+
+    result = export_again(run_folder, kind, out, accuracy_level)
+    line = (
+        f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"
+    )
+    typer.echo(json.dumps(result, indent=1) if as_json else line)
+
+
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    max_new: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seed: Annotated[int, typer.Option()] = 0,
+    context: Annotated[int, typer.Option(help="Longest conversation in tokens.")] = 2048,
+    threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
+) -> None:
+    """Talk to an exported file or a teacher. Answers stream; an empty line or Ctrl-D ends it."""
+    from edgeslm.cli_actions import converse
+
+    sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    converse(model, system, max_new, sampling, context, threads)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """What works on this machine, and how to get what does not."""
+    from edgeslm.doctor import examine, lines
+
+    findings = examine()
+    typer.echo(json.dumps([f.__dict__ for f in findings], indent=1) if as_json else "\n".join(lines(findings)))
+    raise typer.Exit(0 if all(f.ok or f.optional for f in findings) else 1)
+
+
+def formats(as_json: AsJson = False) -> None:
+    """The number grids: bits, block, what each can do, which container holds it exactly, what runs it fast."""
+    from edgeslm.cli_actions import format_lines, format_table
+
+    typer.echo(json.dumps(format_table(), indent=1) if as_json else "\n".join(format_lines()))
+
+
+def losses(as_json: AsJson = False) -> None:
+    """What a recipe's objective and scheme may name: what each reads, its options, where it comes from."""
+    from edgeslm.cli_losses import document, lines
+
+    typer.echo(json.dumps(document(), indent=1) if as_json else "\n".join(lines()))
