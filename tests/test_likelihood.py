@@ -60,7 +60,7 @@ def ask(artifact: Artifact, asked: Any, folder: Path, store: Store | None = None
     )
 
 
-@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+@pytest.mark.parametrize("runtime", [name for name, one in RUNTIMES.items() if one.host == "python"])
 def test_every_runtime_agrees_with_torch(runtime: str, tmp_path: Path) -> None:
     asked = pairs()
     greedy = next(

@@ -48,8 +48,8 @@ def bench(
     options = {"sysfs": root / "sys" if device.name == "local" else None, "watts_per_core": settings.watts_per_core}
     task = bench_task(prompt_ids, settings, int(device.facts.get("cores", 1)), options)
     if device.root is not None:
-        seen = root if device.name == "local" else device.root
-        task["watch"] = watch_files(seen, settings.cpus, there="" if device.name == "local" else "/")
+        seen = root if device.name in ("local", "browser") else device.root
+        task["watch"] = watch_files(seen, settings.cpus, there="" if device.name in ("local", "browser") else "/")
     rng = random.Random(settings.seed)
     outcomes: dict[str, list[Outcome]] = {artifact.name: [] for artifact in artifacts}
     problems: dict[str, str] = {}
@@ -62,7 +62,7 @@ def bench(
                 continue
             if on_progress is not None:  # before the work, so that a hang has a name
                 on_progress(artifact.name, done, total)
-            if device.name == "local":
+            if device.name in ("local", "browser"):
                 cool_down(root, state["temperature"][0] if state["temperature"] else None, settings.cool_s)
                 state["busy"].append(busy_cores(root))
                 state["temperature"].append(temperature_c(root))
