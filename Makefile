@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.yaml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup quickstart test lint proofs clean
+.PHONY: setup quickstart test lint proofs standins apk clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory setup && $(BIN)/edgeslm run $(RECIPE) && \
@@ -34,6 +34,20 @@ test: lint
 # Long proofs on real models: exactness, resume, tokenizers on all text. About an hour on two cores.
 proofs: setup
 	$(BIN)/python -m pytest -q -m proof --durations=0
+
+# Devices that are none (a Raspberry Pi behind a real sshd, a phone behind a real adbd, emulated): as root on Debian 12.
+STANDINS := qemu-user-static binfmt-support mmdebstrap openssh-client iproute2 adb
+standins: setup
+	@dpkg -s $(STANDINS) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(STANDINS) >/dev/null; }
+	$(BIN)/python -m pytest -q -m standin --durations=5
+
+# The Android demo, signed with a debug key; BUNDLE=DIR puts a model bundle into it.
+ANDROID := aapt apksigner zipalign dexdump openjdk-17-jdk-headless clang lld
+apk: setup
+	@for tool in aapt apksigner javac clang ld.lld; do command -v $$tool >/dev/null || missing=1; done; test -z "$$missing" || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(ANDROID) >/dev/null; }
+	@command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends npm >/dev/null
+	$(BIN)/python -m android_demo.tools.build $(if $(BUNDLE),--bundle $(BUNDLE))
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -18,9 +18,21 @@ def export(
     accuracy_level: Annotated[
         int | None, typer.Option(help="ONNX only: 0 float32, 4 int8 activations (the default).")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Write a checked bundle for apps: a folder, or one .zip file.")
+    ] = None,
+    part_size: Annotated[str | None, typer.Option(help="Cut a bundle's files above this size, such as 100MB.")] = None,
+    to: Annotated[str | None, typer.Option(help="Lay it out for ollama, genai or a hub-folder.")] = None,
+    licence: Annotated[str, typer.Option(help="The teacher's licence, where it is not known here.")] = "",
+    name: Annotated[str, typer.Option(help="What the bundle or card calls the model.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Export a trained student again, and verify every tensor of the file bit for bit."""
+    """Export a trained student again, and verify every tensor of the file bit for bit; or lay it out for others."""
+    if bundle is not None or to is not None:
+        from edgeslm import cli_bundle
+
+        typer.echo(cli_bundle.export(run_folder, bundle, to, kind, out, part_size, licence, name, as_json))
+        return
     from edgeslm.cli_actions import export_again
 
     result = export_again(run_folder, kind, out, accuracy_level)

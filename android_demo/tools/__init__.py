@@ -1,0 +1,1 @@
+"""Builds the app without the Android SDK: `python -m android_demo.tools.build`."""
