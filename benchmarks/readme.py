@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    codistillation_table,
     encoders,
     evaluation,
     gkd_trainer,
@@ -179,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "retention": lambda: retention.table(record.read(retention.NAME)),
     "encoders": lambda: encoders.table(record.read(encoders.NAME)),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)[-1]),
+    "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
 }

@@ -92,17 +92,25 @@ def refuse_unknown_figures(wanted: Sequence[Bound], options: Options, tasks: Seq
 
 def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[Artifact, list[Artifact], list[Path]]:
     """(reference, students, files in that order). A run folder stands for its student.gguf, and where no teacher is
-    named for its teacher's float file; with `churn` and no teacher the first model is what the others are set beside.
-    Raises ModelError."""
-    paths = [_file(model, "student.gguf") for model in models]
+    named for its teacher's float file; a folder of transformers (a kept point of a training) for its float32 GGUF. With
+    `churn` and no teacher the first model is what the others are set beside. Raises ModelError."""
+    paths, shown = [_model(model) for model in models], [Path(model) for model in models]
+    shown = [path if path.name == "student.gguf" else told for path, told in zip(paths, shown, strict=True)]
     if teacher is not None:
         paths.insert(0, _reference(teacher))
     elif (runs := [m for m in models if (Path(m) / "run.json").is_file()]) and len(paths) == len(runs):
         paths.insert(0, _file(runs[0], "teacher-f32.gguf"))
     elif not (churn and len(paths) > 1):
         raise ModelError("name the float teacher with --teacher, or give a run folder that holds one")
-    artifacts = [replace(artifact_of(str(path)), name=name) for path, name in zip(paths, _names(paths), strict=True)]
+    names = _names([*paths[: len(paths) - len(shown)], *shown])
+    artifacts = [replace(artifact_of(str(path)), name=name) for path, name in zip(paths, names, strict=True)]
     return artifacts[0], artifacts[1:], paths
+
+
+def _model(model: str) -> Path:
+    """A file to evaluate."""
+    trained = (Path(model) / "model.safetensors").is_file() and (Path(model) / "config.json").is_file()
+    return _reference(model) if trained else _file(model, "student.gguf")
 
 
 def _file(model: str, name: str) -> Path:

@@ -7,9 +7,11 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,12 +38,13 @@ def resolve(device: str, precision: str, threads: int | None) -> Compute:
         raise EdgeSLMError("device: mps was asked for but torch sees no Apple GPU; use device: auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
-    torch.set_num_threads(count or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, on this machine
+    torch.set_num_threads(count)
     dtype = {"bf16": torch.bfloat16, "f32": torch.float32}.get(precision) or (
         torch.bfloat16 if _has_bfloat16(device) else torch.float32
     )
-    return Compute(torch.device(device), dtype, count or 1)
+    return Compute(torch.device(device), dtype, count)
 
 
 def _has_bfloat16(device: str) -> bool:
@@ -81,8 +84,30 @@ def compile_layers(model: nn.Module) -> None:
     """Fuses the element-wise work of every decoder layer, in place; all layers share one compilation. Code is made at
     the first forward of each shape of input, which takes some ten seconds on a CPU."""
     torch._dynamo.config.cache_size_limit = 64  # layers differ in a few constants at most
-    for layer in model.base_model.layers:  # type: ignore[union-attr]
+    from edgeslm.models.blocks import layers_of
+
+    for layer in layers_of(model):
         layer.compile(dynamic=False)
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Every decoder layer, in place, keeps its input only and computes the rest again in the backward pass (activation
+    checkpointing, Chen et al., arXiv:1604.06174). Gradients are the same bit for bit."""
+    from edgeslm.models.blocks import layers_of
+
+    for layer in layers_of(model):
+        layer.forward = _again(layer.forward)  # type: ignore[method-assign]
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+
+    return run
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -27,9 +27,9 @@ from edgeslm.recipe_parts import (
     Part,
     Positive,
     QuantizePart,
-    Student,
     TeacherPart,
 )
+from edgeslm.recipe_student import Student
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -83,6 +83,21 @@ class Recipe(Part):
                 f"({self.data.sequence})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_phase_for_its_data(self) -> Recipe:
+        if self.data.decay_shares is None:
+            return self
+        train = self.distill.train
+        if train.schedule != "wsd" or not self.decay_steps:
+            raise ValueError("data.sources: decay_share is for the decay phase of schedule: wsd; give it steps (decay)")
+        if self.distill.scheme.kind == "codistill":
+            raise ValueError("data.sources: decay_share is not for codistillation, whose groups read shards")
+        return self
+
+    @property
+    def decay_steps(self) -> int:
+        return round(self.distill.train.decay * self.distill.train.steps)
 
     @property
     def batch_rows(self) -> int:

@@ -70,8 +70,49 @@ class ResidualScheme(Part):
     base: str
 
 
+class CodistillScheme(Part):
+    """`groups` copies that train on their own text and learn from each other's *stale* predictions (Anil et al.,
+    arXiv:1804.03235); they share nothing but a `folder` of checkpoints. `group`: which copy this process trains (or
+    EDGESLM_GROUP in the environment); without either one process trains all in turn. Every `exchange_every` steps a
+    copy writes its weights and takes its peers': the `newest` that are whole, or, `scheduled`, those of its own step
+    less `lag`, for which it waits `patience_s` at most. `learn_from`: all peers, or so many, the next ones round the
+    ring; those more than `max_age` steps behind do not teach. For `burn_in` of the steps a copy learns alone; then the
+    `term` between it and the mean of its peers' predictions grows to its `weight` over `ramp` of the steps. `data`:
+    `disjoint` shards of the rows, or the `same` rows, each copy in its own order. `after`: ship the first copy (one
+    costs what a single model costs, and they are alike), or the average of all. `keep`: so many checkpoints of a copy
+    stay in the folder."""
+
+    kind: Literal["codistill"]
+    groups: Annotated[int, Field(ge=2)] = 2
+    group: Annotated[int, Field(ge=0)] | None = None
+    folder: str | None = None
+    exchange_every: Positive = 50
+    exchange: Literal["newest", "scheduled"] = "newest"
+    lag: Annotated[int, Field(ge=0)] = 0
+    patience_s: Annotated[float, Field(gt=0)] = 600.0
+    max_age: Positive | None = None
+    learn_from: Literal["all"] | Positive = "all"
+    burn_in: Fraction = 0.1
+    ramp: Fraction = 0.1
+    term: Literal["kl", "cross_entropy"] = "kl"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    data: Literal["disjoint", "same"] = "disjoint"
+    after: Literal["pick", "average"] = "pick"
+    keep: Positive = 4
+
+    @model_validator(mode="after")
+    def _places(self) -> CodistillScheme:
+        if self.group is not None and self.group >= self.groups:
+            raise ValueError(f"group: {self.group} is none of {self.groups} groups, which are counted from 0")
+        if self.learn_from != "all" and self.learn_from >= self.groups:
+            raise ValueError(f"learn_from: {self.learn_from} peers of {self.groups - 1}; say all")
+        if self.lag % self.exchange_every or (self.lag and self.exchange != "scheduled"):
+            raise ValueError("lag: a multiple of exchange_every, with exchange: scheduled; newest takes what there is")
+        return self
+
+
 Scheme = Annotated[
-    OfflineScheme | OnlineScheme | SelfScheme | RouteScheme | BlockwiseScheme | ResidualScheme,
+    OfflineScheme | OnlineScheme | SelfScheme | RouteScheme | BlockwiseScheme | ResidualScheme | CodistillScheme,
     Field(discriminator="kind"),
 ]
 
@@ -140,6 +181,13 @@ class LossTerm(BaseModel):
     teacher: Annotated[int, Field(ge=0)] = 0
 
 
+class MupPart(Part):
+    """Learning rates of muP (edgeslm.students.mup) for a student that started so: `lr` is that of `base_width`. A
+    student from scratch with init: {kind: mup} brings its own; this is for one that is trained on."""
+
+    base_width: Positive
+
+
 class TrainPart(Part):
     """`loss_lr`: peak learning rate of weights that belong to losses. `keep`: at so many equally spaced points before
     the end the student is kept, as `run:NAME@1` and so on, for recipes that follow this training's route."""
@@ -157,9 +205,17 @@ class TrainPart(Part):
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     precision: Literal["auto", "bf16", "f32"] = "auto"
     attention: Literal["sdpa", "eager"] = "sdpa"
+    recompute: bool = False  # layers keep their inputs only and run again in the backward pass: less memory, more time
     compile: bool = False  # fuses each layer's small operations; pays off after a few dozen steps
     checkpoint_every: Positive = 20
     keep: Annotated[int, Field(ge=0)] = 0
+    mup: MupPart | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_run_layers(self) -> TrainPart:
+        if self.compile and self.recompute:
+            raise ValueError("recompute: compiled layers are not run again; set compile or recompute to false")
+        return self
 
     @model_validator(mode="after")
     def _points_before_the_end(self) -> TrainPart:

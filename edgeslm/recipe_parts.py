@@ -55,24 +55,30 @@ class Sampling(Part):
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
 
 
-class TextSource(Part):
+class AnySource(Part):
+    """`share` of the rows that training reads. `decay_share`: another one in the decay phase of the schedule wsd, as
+    MiniCPM (arXiv:2404.06395) leaves the best data for the end; with share: 0 a source is read there alone."""
+
+    share: Annotated[float, Field(ge=0)] = 1.0
+    decay_share: Annotated[float, Field(ge=0)] | None = None
+
+
+class TextSource(AnySource):
     """Plain text files, UTF-8, cut into rows."""
 
     kind: Literal["text"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    share: Annotated[float, Field(gt=0)] = 1.0
 
 
-class ChatSource(Part):
+class ChatSource(AnySource):
     """JSON lines, each `{"messages": [{"role", "content"}, ...]}` or `{"prompt", "response"}`; the teacher's own chat
     template is applied."""
 
     kind: Literal["chat"]
     paths: Annotated[tuple[str, ...], Field(min_length=1)]
-    share: Annotated[float, Field(gt=0)] = 1.0
 
 
-class WrittenSource(Part):
+class WrittenSource(AnySource):
     """Text the teacher itself writes from short seeds (JSON lines `{"prompt": ...}` for chat or `{"text": ...}`)."""
 
     kind: Literal["written"]
@@ -81,7 +87,6 @@ class WrittenSource(Part):
     max_new: Positive = 192
     batch: Positive = 64
     sampling: Sampling = Sampling()
-    share: Annotated[float, Field(gt=0)] = 1.0
 
 
 Source = Annotated[TextSource | ChatSource | WrittenSource, Field(discriminator="kind")]
@@ -91,47 +96,24 @@ class DataPart(Part):
     sequence: Annotated[int, Field(ge=2)] = 256
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
 
+    @property
+    def shares(self) -> list[float]:
+        return [source.share for source in self.sources]
 
-class DepthStudent(Part):
-    """Copy of the teacher with the layers of least block influence left out (ShortGPT, arXiv:2403.03853)."""
+    @property
+    def decay_shares(self) -> list[float] | None:
+        """None where the decay phase reads as the others do."""
+        if all(source.decay_share is None for source in self.sources):
+            return None
+        return [source.share if source.decay_share is None else source.decay_share for source in self.sources]
 
-    kind: Literal["depth"]
-    layers: Positive
-    importance_tokens: Positive = 4096
-
-
-class WidthStudent(Part):
-    """The teacher with fewer hidden channels, feed-forward units or layers, and with heads of any number
-    (edgeslm.students.width); what is left out stays as the teacher has it. 256 divides every row of the student when it
-    divides `hidden`, `ffn` and heads times their dimensions."""
-
-    kind: Literal["width"]
-    hidden: Positive | None = None
-    ffn: Positive | None = None
-    heads: Positive | None = None
-    kv_heads: Positive | None = None
-    layers: Positive | None = None
-    method: Literal["importance", "pca"] = "importance"
-    importance_tokens: Positive = 8192
-
-
-class CopyStudent(Part):
-    """The teacher's own shape and weights; distilling it only moves it onto the grid."""
-
-    kind: Literal["copy"]
-
-
-class ExistingStudent(Part):
-    """Another model of the teacher's vocabulary, smaller and trained before (its embedding may be padded to another
-    size): Qwen2.5-0.5B under Qwen2.5-1.5B. Models are named as teachers are."""
-
-    kind: Literal["existing"]
-    model: str
-    sha256: str | None = None
-    tokenizer: str | None = None
-
-
-Student = Annotated[DepthStudent | WidthStudent | CopyStudent | ExistingStudent, Field(discriminator="kind")]
+    @model_validator(mode="after")
+    def _something_to_read(self) -> DataPart:
+        if not sum(self.shares) or (self.decay_shares is not None and not sum(self.decay_shares)):
+            raise ValueError("sources: every share is 0, so that nothing would be read; give one source a share")
+        if self.decay_shares is None and 0 in self.shares:
+            raise ValueError("sources: a share of 0 is for a source that has a decay_share; leave the source out")
+        return self
 
 
 class PlanRule(Part):

@@ -38,10 +38,8 @@ TORCH_FREE |= {
     "privacy",
     "profiles",
     "statistics",
-    "design",
-    "cli_design",
+    "training_memory",
     "recipe_scratch",
-    "recipe_student",
 }
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "llama_cpp"}
 MAY_NOT = {

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny_models as tiny
 
-from edgeslm.benchmark import doubts
 from edgeslm.artifact import Artifact
+from edgeslm.benchmark import doubts
 from edgeslm.benchmark.run import bench, cool_down
 from edgeslm.benchmark.settings import Settings, watch_files
 from edgeslm.devices.fake import FakeDevice, Turn

@@ -44,7 +44,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_every_device_has_the_protocols_verbs() -> None:
-    assert set(DEVICES) == {"local", "fake"}
+    assert set(DEVICES) == {"local", "fake", "ssh", "adb"}
     for kind in DEVICES.values():
         assert all(callable(getattr(kind, verb)) for verb in ("run", "push", "pull"))
 

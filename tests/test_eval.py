@@ -112,6 +112,39 @@ def test_the_whole_command(files: dict[str, Path], tmp_path: Path) -> None:
     assert json.loads(pages["evaluation.json"]) == document
 
 
+def test_churn_of_two_trained_models_is_what_torch_says(files: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+    """Two folders of transformers, as trainings keep them, and a quantised file beside one of them."""
+    from edgeslm.data.text import documents
+    from edgeslm.evaluate.closeness import even_windows, with_begin
+    from edgeslm.models.stop import begin_id
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = []
+    for name, seed in (("one", 0), ("other", 1)):
+        models.append(tiny.llama(layers=2, seed=seed))
+        models[-1].save_pretrained(tmp_path / name)
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    options = cli_eval.Options(
+        text=(str(files["root"] / "judge.txt"),), context=64, windows=2, churn=True, threads=1, keep=False
+    )
+    trained = [str(tmp_path / "one"), str(tmp_path / "other")]
+    document = cli_eval.evaluate([*trained, str(files["far"])], None, options, Progress(quiet=True))
+    assert [(r["one"], r["other"]) for r in document["churn"]][:2] == [("one", "other"), ("one", "far.gguf")]
+    tokenizer = tiny.tokenizer()
+    windows = even_windows(documents([files["root"] / "judge.txt"], tokenizer), 64, 2)
+    ids = torch.tensor(with_begin(windows, begin_id(tokenizer)))
+    with torch.no_grad():
+        logs = [torch.log_softmax(m(ids).logits[:, 32:-1].double(), -1) for m in models]
+    truth = [log.gather(2, ids[:, 33:, None])[..., 0].exp() for log in logs]
+    wanted = {
+        "tokens": 62,
+        "kl": float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()),
+        "top1_changes": float((logs[0].argmax(-1) != logs[1].argmax(-1)).double().mean()),
+        "mean_absolute_delta_p": float((truth[0] - truth[1]).abs().mean()),
+    }
+    assert document["churn"][0]["text"] == pytest.approx(wanted, rel=2e-3)
+
+
 def test_gates_leave_with_one(files: dict[str, Path]) -> None:
     done = edgeslm(files, files["far"], "--teacher", files["teacher"], "--at-most", "kl=0.0001")
     assert done.returncode == 1 and re.search(

@@ -32,13 +32,14 @@ OPTIONS = {
     "tvd": [{}],
     "confidence_mix": [{}, {"share": 0.3}, {"temperature": 2.0}],
     "entropy_mix": [{}, {"temperature": 2.0}],
+    "soft_cross_entropy": [{}],
     "cross_entropy": [{}, {"label_smoothing": 0.1}],
     "teacher_free": [{}, {"confidence": 0.5, "temperature": 3.0}],
     "logit_mse": [{}, {"centre": False}],
     "uld": [{}],
 }
 CASES = [(name, options) for name, choices in OPTIONS.items() for options in choices]
-TAUGHT = [c for c in CASES if LOSSES[c[0]].needs_teacher]
+TAUGHT = [c for c in CASES if LOSSES[c[0]].needs_teacher and c[0] != "soft_cross_entropy"]  # its least is an entropy
 
 
 def logits(seed: int, scale: float = 3.0) -> torch.Tensor:
@@ -127,6 +128,15 @@ def law_equal(fn, other, **options):
     """The same numbers as another loss."""
     got, wanted = (f(logits(0), logits(1), TARGETS, **options) for f in (fn, other))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def law_soft_targets(fn):
+    """forward_kl plus the teacher's entropy, of the same gradient."""
+    log_t = torch.log_softmax(logits(1), -1)
+    entropy = -(log_t.exp() * log_t).sum(-1)
+    law_equal(lambda *a: fn(*a) - entropy, response.forward_kl)
+    both = [gradient(f, logits(0), logits(1)) for f in (fn, response.forward_kl)]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
 
 
 def law_jsd_symmetric(fn):
@@ -281,6 +291,7 @@ def test_gradient_is_that_of_the_value_and_none_reaches_the_teacher(name, option
 
 @pytest.mark.parametrize("heat", [1.0, 2.0])
 def test_limits_and_special_cases(heat):
+    law_soft_targets(response.soft_cross_entropy)
     same = partial(law_equal, temperature=heat)
     same(partial(divergences.skew_kl, alpha=0.0), response.forward_kl)
     same(partial(divergences.skew_reverse_kl, alpha=0.0), response.reverse_kl)
@@ -458,6 +469,7 @@ BROKEN = {
         ("the other way", other_way(divergences.entropy_mix), law_sure_teacher_is_reverse),
         ("the other way", other_way(divergences.entropy_mix), law_flat_teacher_is_forward),
     ],
+    "soft_cross_entropy": [("its entropy left out", response.forward_kl, law_soft_targets)],
     "cross_entropy": [("a constant smooths nothing", wrong_smoothing, law_smoothing)],
     "teacher_free": [("label smoothing instead", spread_over_all, law_virtual_teacher)],
     "logit_mse": [("never centred", partial(response.logit_mse, centre=False), law_blind_to_a_constant)],

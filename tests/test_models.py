@@ -22,7 +22,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as token_models
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+    Starcoder2Config,
+    set_seed,
+)
 
 from edgeslm.artifact import file_sha256
 from edgeslm.errors import EdgeSLMError, ModelError
@@ -30,6 +42,7 @@ from edgeslm.formats import FORMATS
 from edgeslm.models import gguf_file, gguf_vocab, llama2c, load, pypi, source
 from edgeslm.models.arch import ARCHS
 from edgeslm.models.source import Source
+from edgeslm.models.turned import straighten
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -43,11 +56,47 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
     "initializer_range": 0.2,  # logits that differ visibly from token to token
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GEMMA: dict[str, Any] = {k: v for k, v in SHAPE.items() if k != "rope_parameters"} | {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": 8,
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    },
+}
+SPECIAL = {"bos_token_id": 261, "eos_token_id": 262, "pad_token_id": 262}
+HALF = {"partial_rotary_factor": 0.5}
+PARTIAL = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.75}
+
+
+def longrope(original: int) -> dict[str, Any]:
+    short, long = [1.0, 1.05, 1.1, 1.3, 1.5, 1.75], [1.0, 1.5, 2.0, 4.0, 8.0, 10.0]
+    factors = {"short_factor": short, "long_factor": long, "factor": 512 / original}
+    return PARTIAL | factors | {"rope_type": "longrope", "original_max_position_embeddings": original}
+
+
+def phi3(original: int = 512, **more: Any) -> Any:
+    """llama.cpp opens contexts of 256 at least, and takes the long factors where that is more than `original`."""
+    sizes = {"max_position_embeddings": 512, "original_max_position_embeddings": original}
+    return Phi3Config(**(SHAPE | SPECIAL | sizes | more))
+
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "llama untied": lambda: LlamaConfig(**SHAPE, tie_word_embeddings=False),
@@ -55,6 +104,19 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "llama wide heads": lambda: LlamaConfig(**(SHAPE | {"head_dim": 32}), tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "qwen2 untied": lambda: Qwen2Config(**SHAPE, tie_word_embeddings=False),
+    "llama 3": lambda: LlamaConfig(**(SHAPE | {"rope_parameters": LLAMA3}), tie_word_embeddings=True),
+    "qwen3": lambda: Qwen3Config(**(SHAPE | {"head_dim": 32}), tie_word_embeddings=True),
+    "qwen3 untied": lambda: Qwen3Config(**(SHAPE | {"head_dim": 16}), tie_word_embeddings=False),
+    "smollm3": lambda: SmolLM3Config(**(SHAPE | SPECIAL | {"num_hidden_layers": 5})),
+    "gemma3_text": lambda: Gemma3TextConfig(**GEMMA),
+    "phi3": lambda: phi3(tie_word_embeddings=False),
+    "phi3 partial": lambda: phi3(
+        tie_word_embeddings=True, num_attention_heads=2, num_key_value_heads=1, rope_parameters=PARTIAL | HALF
+    ),
+    "phi3 short": lambda: phi3(256, rope_parameters=longrope(256)),
+    "phi3 long": lambda: phi3(16, rope_parameters=longrope(16)),
+    "starcoder2": lambda: Starcoder2Config(**{k: v for k, v in SHAPE.items() if k != "rms_norm_eps"}),
+    "gpt2": lambda: GPT2Config(n_embd=64, n_layer=2, n_head=4, n_inner=96, n_positions=256, initializer_range=0.2),
 }
 
 
@@ -72,9 +134,9 @@ def tiny_model(name: str) -> Any:
     config = CONFIGS[name]()
     config.vocab_size = 320
     set_seed(7)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for key, parameter in model.named_parameters():
-        if key.endswith(("norm.weight", ".bias")):  # ones and zeros would hide a misplaced one
+    model = straighten(AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # ones and zeros would hide a misplaced norm or bias
             parameter.data = parameter.data + 0.3 * torch.randn(parameter.shape)
     return model
 
@@ -91,9 +153,9 @@ def tiny_tensors(model: Any, cast: type = np.float32) -> dict[str, np.ndarray]:
     state, out = model.state_dict(), {}
     for name, gguf_name in arch.names(config).items():
         order = arch.row_order(name, config)
-        weight = state[name] if order is None else state[name][order]
+        weight = (state[name] if order is None else state[name][order]) + arch.offset(name)
         out[gguf_name] = weight.numpy() if arch.gguf_float32(gguf_name) else weight.numpy().astype(cast)
-    return out
+    return out | {name: values.numpy() for name, values in arch.constants(config).items()}
 
 
 def write_gguf(path: Path, arch: str, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
@@ -121,7 +183,8 @@ def write_gguf(path: Path, arch: str, metadata: dict[str, Any], tensors: dict[st
 
 def tiny_gguf(path: Path, name: str = "llama", cast: type = np.float32) -> tuple[Path, Any]:
     model = tiny_model(name)
-    return write_gguf(path, model.config.model_type, tiny_metadata(model), tiny_tensors(model, cast)), model
+    arch = ARCHS[model.config.model_type].architecture
+    return write_gguf(path, arch, tiny_metadata(model), tiny_tensors(model, cast)), model
 
 
 def at(path: Path, kind: str = "gguf", **more: Any) -> Source:
@@ -225,7 +288,7 @@ def edited(path: Path, edit: Callable[[dict[str, Any], dict[str, np.ndarray]], A
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, np.ndarray]], Any], str]] = {
-    "unknown architecture": (lambda m, t: m.update(arch="mamba"), "supported are llama, qwen2"),
+    "unknown architecture": (lambda m, t: m.update(arch="mamba"), "supported are gemma3_text, gpt2, llama"),
     "scaled rope": (lambda m, t: m.update({"llama.rope.scaling.type": "yarn"}), "rope.scaling.type"),
     "llama 3 rope": (lambda m, t: t.update({"rope_freqs.weight": np.ones(8, np.float32)}), "rope_freqs"),
     "experts": (lambda m, t: m.update({"llama.expert_count": 8}), "expert_count"),
@@ -283,10 +346,11 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     loaded = load.load(at(path), torch.float32)
     ours, theirs = loaded.model.state_dict(), model.state_dict()
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    offset = ARCHS[model.config.model_type].offset  # the sum is what a file holds and what the model multiplies by
+    assert all(torch.equal(ours[key] + offset(key), theirs[key] + offset(key)) for key in theirs)
     tied = model.config.tie_word_embeddings
     assert loaded.summary.tied == tied
-    assert (loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight) == tied
+    assert (loaded.model.lm_head.weight is loaded.model.get_input_embeddings().weight) == tied
     ids = torch.tensor([loaded.tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
         assert torch.equal(loaded.model(ids).logits, model(ids).logits)
@@ -296,7 +360,12 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     assert summary.parameters == sum(p.numel() for p in model.parameters())
     assert summary.weight_bytes == 4 * summary.parameters and not summary.dequantised
     written = ARCHS[summary.arch].metadata(summary.config)
-    assert {k: v for k, v in gguf_file.read(path).metadata.items() if k in written} == pytest.approx(written)
+    stored = {key: gguf_file.read(path).metadata[key] for key in written}
+    lists = {key for key, value in written.items() if isinstance(value, list)}
+    assert {k: stored[k] for k in lists} == {k: written[k] for k in lists}
+    assert {k: v for k, v in stored.items() if k not in lists} == pytest.approx(
+        {k: v for k, v in written.items() if k not in lists}
+    )
 
 
 @pytest.mark.parametrize(("dtype", "cast"), [(torch.bfloat16, np.float32), (torch.float16, np.float16)])
@@ -358,9 +427,23 @@ def test_row_order_pairs_the_halves(heads: int) -> None:
 
 
 def test_what_gguf_cannot_say_is_refused() -> None:
-    llama3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
+    yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0}
+    window = {"rope_parameters": longrope(256), "max_position_embeddings": 512, "sliding_window": 64}
     for arch, change in (
-        ("llama", {"rope_parameters": llama3}),
+        ("llama", {"rope_parameters": yarn}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}}),
+        ("qwen3", {"attention_bias": True}),
+        ("qwen3", {"use_sliding_window": True}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1, 1]}),
+        ("smollm3", {"rope_parameters": yarn}),
+        ("gemma3_text", {"query_pre_attn_scalar": 64}),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}),
+        ("gemma3_text", {"hidden_activation": "silu"}),
+        ("phi3", {"rope_parameters": yarn}),
+        ("phi3", {"head_dim": 32}),
+        ("phi3", window),
+        ("gpt2", {"activation_function": "relu"}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("llama", {"mlp_bias": True}),
         ("llama", {"hidden_act": "gelu"}),
         ("qwen2", {"use_sliding_window": True}),
@@ -368,6 +451,7 @@ def test_what_gguf_cannot_say_is_refused() -> None:
         config = CONFIGS[arch]().to_dict() | {"vocab_size": 320} | change
         with pytest.raises(ModelError):
             ARCHS[arch].metadata(config)
+            ARCHS[arch].constants(config)
 
 
 # --- llama2.c -----------------------------------------------------------------------------------------------------
@@ -460,8 +544,11 @@ def _cut(path: Path) -> None:
 
 FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (_pickled, "pickled"),
-    "unknown architecture": (_config(model_type="mamba"), "supported are llama, qwen2"),
-    "remote code": (_config(model_type="own", auto_map={"AutoConfig": "x.Y"}), "supported are llama, qwen2"),
+    "unknown architecture": (_config(model_type="mamba"), "supported are gemma3_text, gpt2, llama"),
+    "remote code": (
+        _config(model_type="own", auto_map={"AutoConfig": "x.Y"}),
+        "supported are gemma3_text, gpt2, llama",
+    ),
     "quantised elsewhere": (_config(quantization_config={"quant_method": "gptq"}), "another tool"),
     "more layers than weights": (_config(num_hidden_layers=3, layer_types=["full_attention"] * 3), "layers.2"),
     "cut weights": (_cut, "safetensors"),

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 
-from edgeslm import cli
 from edgeslm import recipe as recipes
+from edgeslm.cli import app as cli
 from edgeslm.data.rows import Rows
 from edgeslm.errors import DataError, RecipeError
 from edgeslm.pipeline.check import check
@@ -32,6 +32,7 @@ export: {kinds: [gguf], teacher: [gguf-f32]}
 evaluate: {paths: [judge.txt], context: 32, windows: 2}
 benchmark: null
 """
+F32 = "quantize.plan=[{pattern: '*', format: f32}]"
 BOTH = "distill.objective=[{loss: cross_entropy}, {loss: forward_kl}]"
 MORE = "teacher.more=[{model: other, weight: 2}]"
 
@@ -239,6 +240,7 @@ WHOLE = {
     "snapshot": ("distill.scheme={kind: self, teacher: snapshot, every: 2}", BOTH),
     "deep": ("distill.scheme={kind: self, teacher: deep, exits: [1, 2]}", BOTH),
     "blockwise": ("distill.scheme={kind: blockwise, blocks: 2, loss: cosine}",),
+    "codistill": ("distill.scheme={kind: codistill, exchange_every: 1, groups: 3, after: average}",),
     "writing": ("distill.on_policy={share: 1, prompt: 8}",),
     "writing with the teacher": ("distill.on_policy={share: 1, prompt: 8, teacher_share: 0.3, candidates: 2}",),
     "writing by an adversary": ("distill.on_policy={share: 1, prompt: 8, contrast: 0.5}",),
@@ -264,6 +266,7 @@ def test_a_recipe_runs_to_exact_files(folder, runs, name):
     assert not list(found["distill"].glob("checkpoint*"))
     notes = {
         "online": "peer_losses", "blockwise": "block", "writing": "written", "online, writing": "leader",
+        "codistill": "used",
     }  # fmt: skip
     assert notes.get(name, "loss") in log[0]
 
@@ -271,6 +274,63 @@ def test_a_recipe_runs_to_exact_files(folder, runs, name):
 def test_every_scheme_is_run_somewhere_here():
     named = {o.split("kind: ")[1].split(",")[0].rstrip("}") for w in WHOLE.values() for o in w if "scheme" in o}
     assert named | {"offline", "route", "residual"} == set(SCHEMES)
+
+
+def test_groups_of_their_own_meet_beside_their_run_folders(folder, runs, monkeypatch):
+    """Two jobs, one after the other: the later one finds what the earlier one left."""
+    scheme = "distill.scheme={kind: codistill, exchange_every: 1, burn_in: 0.25}"
+    monkeypatch.setenv("EDGESLM_GROUP", "0")
+    first = made(folder, runs, "name=pair", scheme, "distill.objective=[{loss: cross_entropy}]")
+    monkeypatch.setenv("EDGESLM_GROUP", "1")
+    second = made(folder, runs, "name=pair", scheme, "distill.objective=[{loss: cross_entropy}]")
+    assert [x["distill"].parent.name for x in (first, second)] == ["pair-group0", "pair-group1"]
+    assert [p.name for p in sorted((runs / "pair-exchange").iterdir())] == ["group-0", "group-1"]
+    assert not any(line["used"] for line in lines(first))
+    assert [line["used"] for line in lines(second)][1:] == [
+        [{"group": 1, "peer": 0, "step": 4, "age": age}] for age in (-3, -2, -1)
+    ]
+    # another recipe is not learned from, and the log says why
+    other = made(folder, runs, "name=pair", scheme, "distill.objective=[{loss: forward_kl}]", "seed=7")
+    assert not any(line["used"] for line in lines(other))
+    assert "of another recipe" in lines(other)[1]["exchange_problems"][0]
+    monkeypatch.setenv("EDGESLM_GROUP", "2")
+    with pytest.raises(RecipeError, match="EDGESLM_GROUP=2: is none of 2 groups"):
+        made(folder, runs, "name=pair", scheme)
+
+
+SCRATCH = "student={kind: scratch, hidden: 32, layers: 2, heads: 2, kv_heads: 2, ffn: 64, family: llama}"
+
+
+def test_copies_from_scratch_start_apart(folder, runs):
+    from safetensors.torch import load_file
+
+    scheme = "distill.scheme={kind: codistill, exchange_every: 1, burn_in: 0.5, folder: apart-exchange, keep: 9}"
+    made(folder, runs, "name=apart", scheme, "distill.objective=[{loss: cross_entropy}]", SCRATCH, F32)
+    both = [load_file(folder / "apart-exchange" / f"group-{g}" / "step-00000001.safetensors") for g in (0, 1)]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert both[0].keys() == both[1].keys() and (both[0][name] - both[1][name]).abs().mean() > 0.01
+    assert both[0][name].std().item() == pytest.approx(both[1][name].std().item(), rel=0.1)
+    with pytest.raises(RecipeError, match="no common average"):
+        made(folder, runs, "name=apart", scheme.replace("keep: 9", "after: average"), SCRATCH, F32)
+
+
+def test_groups_read_shards_or_the_same_rows_in_their_own_order(folder, runs):
+    from edgeslm.pipeline.groups import orders
+
+    done = made(folder, runs, "name=first", "distill.train.keep=3", until="data")
+    found = {}
+    for data in ("disjoint", "same"):
+        recipe = load(folder, f"distill.scheme={{kind: codistill, exchange_every: 1, data: {data}}}", "name=first")
+        context = Context(recipe, folder, runs / "first", Progress(quiet=True), done)
+        found[data] = [set(map(int, o)) for o in orders(context, Rows.load(done["data"] / "rows.safetensors"))]
+        assert len(found[data]) == 2
+    assert not found["disjoint"][0] & found["disjoint"][1] and found["same"][0] & found["same"][1]
+    few = load(folder, "distill.scheme={kind: codistill, exchange_every: 1, groups: 4000}", "name=first")
+    with pytest.raises(DataError, match="fewer rows than there are groups"):
+        orders(
+            Context(few, folder, runs / "first", Progress(quiet=True), done),
+            Rows.load(done["data"] / "rows.safetensors"),
+        )
 
 
 def test_a_route_of_kept_points(folder, runs, first):
@@ -380,6 +440,11 @@ REFUSED = [
     (("distill.scheme={kind: residual, base: 'run:gone'}",), "run:gone: "),
     (("distill.scheme={kind: residual, base: padded}",), "padded: its head has 320 rows, the student's 288"),
     (("distill.scheme={kind: online}",), "peers that only follow each other learn nothing"),
+    (("distill.scheme={kind: codistill}",), "no copy would learn from another in 4 steps"),
+    (
+        ("distill.scheme={kind: codistill, exchange_every: 2, lag: 2, exchange: scheduled}",),
+        "every 2 (lag 2), comes too late",
+    ),
     (("distill.scheme={kind: online}", objective("{loss: hidden}", "{loss: cross_entropy}")), "does not exchange"),
     (("distill.scheme={kind: self}", objective("{loss: hidden}")), "scheme 'self' does not exchange"),
     (("distill.scheme={kind: self, teacher: deep, exits: [1, 3]}",), "exits: layer 3 is not before the last of 3"),
@@ -420,6 +485,8 @@ def test_one_clear_sentence_before_any_compute(folder, tmp_path, overrides, word
         (("distill.scheme={kind: self, teacher: deep}",), "exits: name the layers that get an exit"),
         (("distill.scheme={kind: self, exits: [1]}",), "exits: name the layers that get an exit"),
         (("distill.scheme={kind: online, peers: 1}",), "greater than or equal to 2"),
+        (("distill.scheme={kind: codistill, group: 2}",), "group: 2 is none of 2 groups"),
+        ((TOPK, "distill.scheme={kind: codistill}"), "recorded targets teach in the offline scheme"),
         (("distill.scheme={kind: on_line}",), "'online'"),
         (("distill.scheme={kind: online, piers: 3}",), "did you mean 'peers'"),
         (("distill.train.keep=4",), "keep: 4 points do not fit before the end of 4 steps"),

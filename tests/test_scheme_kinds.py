@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 
 from edgeslm.data.batch import Batch
 from edgeslm.data.on_policy import OnPolicy, contrasted, mixed, own_writer
-from edgeslm.data.order import order
+from edgeslm.data.order import order, shard
 from edgeslm.data.rows import Rows
 from edgeslm.data.written import WriteSettings, write_batch
 from edgeslm.progress import Progress
 from edgeslm.recipe_distill import (
     BlockwiseScheme,
+    CodistillScheme,
     OfflineScheme,
     OnlineScheme,
     ResidualScheme,
@@ -33,6 +34,7 @@ from edgeslm.recipe_distill import (
     TrainPart,
 )
 from edgeslm.schemes import SCHEMES, blockwise, checkpoint, online
+from edgeslm.schemes.exchange import Exchange
 from edgeslm.schemes.loop import Loop
 from edgeslm.schemes.loss_weights import LossWeights
 from edgeslm.schemes.measure import row_distance
@@ -145,6 +147,11 @@ def on_line(**how):
     return OnlineScheme(kind="online", **how)
 
 
+def codistill(groups: int, **how):
+    plain = {"exchange_every": 2, "burn_in": 0.25, "ramp": 0.25, "weight": 0.5}
+    return CodistillScheme(kind="codistill", groups=groups, **{**plain, **how})
+
+
 # name -> (kind, its part, objective, peers, what else the loop is given)
 CASES = {
     "offline": ("offline", OfflineScheme(), [KL], 1, {}),
@@ -165,6 +172,9 @@ CASES = {
     "self, deep": ("self", SelfScheme(kind="self", teacher="deep", exits=(1, 2)), [TEXT, KL], 1, {}),
     "route": ("route", ROUTE, [KL], 1, {"load": anchors}),
     "blockwise": ("blockwise", BLOCKWISE, [KL, {"loss": "cosine"}], 1, {}),
+    "codistill": ("codistill", codistill(2), [TEXT], 2, {}),
+    "codistill, three, a teacher": ("codistill", codistill(3, learn_from=1), [KL], 3, {}),
+    "codistill, average": ("codistill", codistill(2, after="average", term="cross_entropy"), [TEXT], 2, {}),
 }  # fmt: skip
 
 
@@ -180,6 +190,9 @@ def make(name: str, folder: Path, grid: str):
         how["exits"] = part.exits
     if name == "offline, recorded":
         guide = _recorded(folder)
+    if kind == "codistill":
+        orders = [order(shard(rows(), g, peers), [1.0], STEPS * ROWS, 0) for g in range(peers)]
+        more = {"exchange": Exchange(folder / "exchange", "same", tuple(range(peers)), orders)}
     steps = [tiny.step_of(student(), terms, [tiny.llama(layers=4, seed=1)], grid, **how) for _ in range(peers)]
     return kind, steps, guide, part, copy.deepcopy(more) if "load" not in more else more
 

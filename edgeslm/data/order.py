@@ -1,18 +1,24 @@
-"""Which row is read when: a fixed number of rows, drawn from the sources by their shares, decided by the seed alone."""
+"""Which row is read when: a fixed number of rows, drawn from the sources by their shares, decided by the seed alone;
+and which rows belong to which of several readers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgeslm.data.rows import Rows
 
 
-def order(rows: Rows, shares: Sequence[float], count: int, seed: int) -> NDArray[np.int64]:
+def order(
+    rows: Rows, shares: Sequence[float], count: int, seed: int, read: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Indices [count] into `rows`. Every source is shuffled and read through before it repeats (and shuffled anew);
-    the sources are interleaved so that any stretch of the order has nearly the wanted mix."""
+    the sources are interleaved so that any stretch of the order has nearly the wanted mix. Rows that were `read`
+    before are the last of the first pass."""
     generator = np.random.default_rng(seed)
     wanted = np.asarray(shares, dtype=np.float64) / sum(shares)
     quotas = np.floor(wanted * count).astype(np.int64)
@@ -21,6 +27,30 @@ def order(rows: Rows, shares: Sequence[float], count: int, seed: int) -> NDArray
     for source, quota in enumerate(quotas):
         own = np.flatnonzero(rows.source.numpy() == source)
         passes = -(-quota // len(own)) if len(own) else 0
-        picks.append(np.concatenate([generator.permutation(own) for _ in range(passes)] or [own])[:quota])
+        passed = [generator.permutation(own) for _ in range(passes)] or [own]
+        if read is not None:
+            passed[0] = passed[0][np.argsort(np.isin(passed[0], read), kind="stable")]
+        picks.append(np.concatenate(passed)[:quota])
         places.append((np.arange(quota) + generator.random(quota)) / max(1, quota))
     return np.concatenate(picks)[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def order_of_phases(rows: Rows, phases: Sequence[tuple[int, Sequence[float]]], seed: int) -> NDArray[np.int64]:
+    """One phase after another, each (number of rows, shares of the sources). A phase reads of a source first what no
+    phase before it has read."""
+    found = np.empty(0, np.int64)
+    for number, (count, shares) in enumerate(phases):
+        found = np.concatenate([found, order(rows, shares, count, seed + number, found)])
+    return found
+
+
+def shard(rows: Rows, reader: int, readers: int) -> Rows:
+    """Rows with those of other readers taken out of their sources (source -1). Decided by the rows' ids alone: together
+    the readers have every row once, and of each source their numbers differ by one at most."""
+    names, source = np.array(rows.row_ids()), rows.source.numpy()
+    own = np.full(len(rows), -1, dtype=np.int64)
+    for index in range(len(rows.sources)):
+        of_source = np.flatnonzero(source == index)
+        chosen = of_source[np.argsort(names[of_source], kind="stable")][reader::readers]
+        own[chosen] = index
+    return replace(rows, source=torch.from_numpy(own))

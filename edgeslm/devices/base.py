@@ -36,9 +36,19 @@ class Device(Protocol):
     """Where workers run. `hosts` says what kinds it can start, best first: "python" (a script, by the interpreter
     `python`), "native" (a program), "page" (in a browser). `facts` says what the machine is."""
 
-    name: str
-    python: str
-    hosts: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def hosts(self) -> tuple[str, ...]: ...
+
+    @property
+    def root(self) -> Path | None:
+        """Below it lie the device's small files, as they were when it was opened; None: nothing is known."""
+        ...
 
     @property
     def facts(self) -> dict[str, Any]: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import platform
 import re
@@ -18,6 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeslm.devices import state
+from edgeslm.devices.clusters import arm_core, clusters
+from edgeslm.devices.tree import cpu_list, number, read_text, said
+
 # the vector extensions that decide which kernels a runtime picks, as /proc/cpuinfo spells them: x86, then ARM
 # fmt: off
 SIMD = (
@@ -26,50 +31,36 @@ SIMD = (
     "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
 )
 # fmt: on
-# ARM's /proc/cpuinfo gives numbers only: (implementer, part) -> core, from the Linux tool lscpu's public table
-ARM_CORES = {
-    ("0x41", "0xd03"): "Cortex-A53",
-    ("0x41", "0xd04"): "Cortex-A35",
-    ("0x41", "0xd05"): "Cortex-A55",
-    ("0x41", "0xd07"): "Cortex-A57",
-    ("0x41", "0xd08"): "Cortex-A72",
-    ("0x41", "0xd09"): "Cortex-A73",
-    ("0x41", "0xd0a"): "Cortex-A75",
-    ("0x41", "0xd0b"): "Cortex-A76",
-    ("0x41", "0xd0c"): "Neoverse-N1",
-    ("0x41", "0xd0d"): "Cortex-A77",
-    ("0x41", "0xd41"): "Cortex-A78",
-    ("0x41", "0xd44"): "Cortex-X1",
-    ("0x41", "0xd4f"): "Neoverse-V2",
-    ("0x41", "0xd80"): "Cortex-A520",
-}
 BANDWIDTH_COUNTS = (
     "the best of a numpy maximum (bytes read) and a numpy copy (bytes read plus bytes written), all cores"
 )
+LEAST_C, MOST_C = -55.0, 150.0
 BUFFER_BYTES = 512 << 20  # in all, both halves of the copy; bounded by an eighth of the memory
-
-
-def read_text(path: Path) -> str:
-    """A file's text, stripped; empty when it is not there or may not be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
-    except OSError:
-        return ""
 
 
 def facts(root: Path = Path("/"), measure: bool = True) -> dict[str, Any]:
     """The facts dict of `Where.device`. `measure` adds the memory bandwidth (about half a second)."""
     cpuinfo = read_text(root / "proc/cpuinfo")
+    machine = platform.machine() if root == Path("/") else said(root, "uname", "-m")
+    machine = machine or read_text(root / "proc/sys/kernel/arch")
+    page = number(said(root, "getconf", "PAGESIZE")) or (mmap.PAGESIZE if root == Path("/") else 0)
     known: dict[str, Any] = {
         "cpu": cpu_model(cpuinfo, root),
-        "machine": platform.machine() if root == Path("/") else read_text(root / "proc/sys/kernel/arch"),
+        "soc": soc(root),
+        "machine": machine,
         "cores": cores(cpuinfo, root),
+        "clusters": clusters(root, cpuinfo),
         "memory_bytes": memory_bytes(read_text(root / "proc/meminfo")),
-        "os": os_name(read_text(root / "etc/os-release")),
-        "kernel": read_text(root / "proc/sys/kernel/osrelease"),
+        "page_bytes": page,
+        "os": os_name(read_text(root / "etc/os-release")) or android_name(root),
+        "kernel": read_text(root / "proc/sys/kernel/osrelease") or said(root, "uname", "-r"),
         "simd": simd(cpuinfo),
         "governor": read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "last_level_cache_bytes": last_level_cache_bytes(root),
+        "temperature_c": temperature_c(root),
+        "throttled": state.throttled(root),
+        "battery": state.battery(root),
+        "stand_in": state.stand_in(root, machine, cpuinfo),
     }
     found = {key: value for key, value in known.items() if value}
     found["name"] = found.get("cpu") or found.get("machine") or "an unnamed machine"
@@ -90,7 +81,7 @@ def stable_id(found: dict[str, Any]) -> str:
 
 
 def cpu_model(cpuinfo: str, root: Path) -> str:
-    """Board (where a device tree names one) and processor."""
+    """Board (where a device tree names one) or phone and its chip, and processor."""
     fields: dict[str, list[str]] = {}
     for line in cpuinfo.splitlines():
         key, separator, value = line.partition(":")
@@ -99,11 +90,23 @@ def cpu_model(cpuinfo: str, root: Path) -> str:
     cpu = next((fields[key][0] for key in ("model name", "Hardware", "cpu model", "uarch") if fields.get(key)), "")
     if not cpu and fields.get("CPU implementer"):
         pairs = zip(fields["CPU implementer"], fields.get("CPU part", []), strict=False)
-        names = [ARM_CORES.get(pair, f"ARM core {pair[0]}/{pair[1]}") for pair in pairs]
+        names = [arm_core(*pair) for pair in pairs]
         cpu = " + ".join(f"{names.count(name)}x {name}" for name in dict.fromkeys(names))
-    tree = root / "proc/device-tree/model"
-    board = read_text(tree if tree.exists() else root / "sys/firmware/devicetree/base/model")
-    return ", ".join(part for part in (board, cpu) if part)
+    board = _device_tree(root, "model")
+    phone = " ".join(state.property_of(root, f"ro.product.{part}") for part in ("manufacturer", "model")).strip()
+    chip = " ".join(state.property_of(root, f"ro.soc.{part}") for part in ("manufacturer", "model")).strip()
+    return ", ".join(part for part in (phone or board, chip, cpu) if part)
+
+
+def soc(root: Path) -> str:
+    """The chip that all is on, e.g. "bcm2712" (the last of the device tree's compatible names) or "Tensor G3"."""
+    compatible = _device_tree(root, "compatible").split("\x00")[-1]
+    return state.property_of(root, "ro.soc.model") or compatible.rpartition(",")[2]
+
+
+def _device_tree(root: Path, name: str) -> str:
+    tree = root / "proc/device-tree" / name
+    return read_text(tree if tree.exists() else root / "sys/firmware/devicetree/base" / name)
 
 
 def cores(cpuinfo: str, root: Path) -> int:
@@ -116,12 +119,7 @@ def cores(cpuinfo: str, root: Path) -> int:
 
 def cpu_list_count(text: str) -> int:
     """`0-3,6` -> 5."""
-    total = 0
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if first.isdigit():
-            total += (int(last) if last.isdigit() else int(first)) - int(first) + 1
-    return total
+    return len(cpu_list(text))
 
 
 def memory_bytes(meminfo: str) -> int:
@@ -137,6 +135,12 @@ def os_name(os_release: str) -> str:
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip().strip('"')
     return ""
+
+
+def android_name(root: Path) -> str:
+    """`Android 15 (API 35)`, empty elsewhere."""
+    release, level = (state.property_of(root, f"ro.build.version.{part}") for part in ("release", "sdk"))
+    return f"Android {release}" + (f" (API {level})" if level else "") if release else ""
 
 
 def simd(cpuinfo: str) -> list[str]:
@@ -160,12 +164,12 @@ def last_level_cache_bytes(root: Path) -> int:
 
 
 def temperature_c(root: Path = Path("/")) -> float | None:
-    """The warmest thermal zone in degrees Celsius, None where there is no sensor."""
+    """The warmest thermal zone in degrees Celsius, None where there is no sensor. What no chip survives is none."""
     degrees = []
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         with contextlib.suppress(ValueError):
             degrees.append(int(read_text(zone / "temp")) / 1000)
-    return max(degrees, default=None)
+    return max((one for one in degrees if LEAST_C < one < MOST_C), default=None)
 
 
 def busy_cores(

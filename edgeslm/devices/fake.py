@@ -39,6 +39,7 @@ class FakeDevice:
     name = "fake"
     python = "python3"
     hosts: tuple[str, ...] = ("python",)
+    root: Path | None = None
 
     def __init__(self, turns: Iterable[Turn] = (), facts: dict[str, Any] | None = None):
         self.turns = list(turns)

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
-from edgeslm.export.describe import EMBEDDING, HEAD, describe, majority, tokenizer_folder
+from edgeslm.export.describe import HEAD, describe, majority, tokenizer_folder
+from edgeslm.export.layout import laid_out
 from edgeslm.export.place import put_in_place
 from edgeslm.formats import FORMATS
 from edgeslm.models.arch import ARCHS
@@ -82,23 +83,23 @@ def export(frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | No
     """Writes the file `out`. Raises ExportError when a tensor has no name in GGUF, a format no file type, or the
     disk is full; nothing half-written stays."""
     say = on_progress or (lambda text: None)
-    names, metadata = _names(frozen), _metadata(frozen)
+    names, metadata, tensors = _names(frozen), _metadata(frozen), laid_out(frozen, "gguf").tensors
     weight_bytes = sum(_stored_bytes(t) for t in frozen.tensors.values())
     with put_in_place(out, weight_bytes + path_bytes(frozen.tokenizer)) as part:
-        writer = GGUFWriter(part, frozen.arch)
+        writer = GGUFWriter(part, ARCHS[frozen.arch].architecture)
         try:
             _add_values(writer, metadata)
-            for name, tensor in frozen.tensors.items():
-                _announce(writer, names[name], tensor)
+            for name, tensor in tensors.items():
+                _announce(writer, names.get(name, name), tensor)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for number, (name, tensor) in enumerate(frozen.tensors.items(), 1):
+            for number, (name, tensor) in enumerate(tensors.items(), 1):
                 writer.write_tensor_data(_packed(frozen, name, tensor))
-                say(f"wrote {number} of {len(names)} tensors")
+                say(f"wrote {number} of {len(tensors)} tensors")
         finally:
             writer.close()
-    unread = _stored_bytes(frozen.tensors[EMBEDDING]) if HEAD in frozen.tensors else 0
+    unread = _stored_bytes(frozen.tensors[ARCHS[frozen.arch].embedding]) if HEAD in frozen.tensors else 0
     return describe(frozen, out, "gguf", weight_bytes, unread_bytes=unread)
 
 
@@ -159,7 +160,7 @@ def _metadata(frozen: Frozen) -> dict[str, Any]:
     if base := frozen.metadata.get("base_model"):
         general |= {"general.base_model.count": 1, "general.base_model.0.name": base}
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(frozen))
-    vocabulary = _vocabulary(metadata_from_tokenizer(tokenizer, frozen.tensors[EMBEDDING].shape[0]))
+    vocabulary = _vocabulary(metadata_from_tokenizer(tokenizer, frozen.tensors[ARCHS[frozen.arch].embedding].shape[0]))
     ours = {f"edgeslm.{key}": value for key, value in frozen.metadata.items()}
     return general | ARCHS[frozen.arch].metadata(frozen.config) | vocabulary | ours
 

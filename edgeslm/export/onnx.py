@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +22,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from edgeslm import __version__
 from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
-from edgeslm.export.describe import describe, grid, is_planned, tokenizer_folder
+from edgeslm.export.describe import describe, grid, is_planned, shape, tokenizer_folder
+from edgeslm.export.layout import laid_out
 from edgeslm.export.onnx_grids import Box, box, need_box
 from edgeslm.export.place import put_in_place
+from edgeslm.models.arch import ARCHS
+from edgeslm.models.arch.base import head_dim
 from edgeslm.quantize.frozen import Frozen
 
 MODEL = "model.onnx"
@@ -65,6 +68,23 @@ def refuses(format: str) -> str | None:
     )
 
 
+def refuses_arch(name: str, config: Mapping[str, Any]) -> str | None:
+    """Why no model of this family and config can ship as ONNX, or None when it can."""
+    arch = ARCHS.get(name)
+    reason = arch.onnx if arch is not None else ""
+    if not reason and (config.get("rope_parameters") or {}).get("rope_type") == "longrope":
+        reason = "onnxruntime-genai's model builder cannot read LongRoPE from transformers 5"
+    if not reason and (turned := _turned(config)) % 16:
+        reason = f"onnxruntime turns a multiple of 16 dimensions of a head, not {turned}"
+    return f"{reason}; export to gguf" if reason else None
+
+
+def _turned(config: Mapping[str, Any]) -> int:
+    """Dimensions of a head that rotary positions turn; 0 where there are none."""
+    rope = config.get("rope_parameters")
+    return int(head_dim(config) * (rope.get("partial_rotary_factor") or 1.0)) if rope else 0
+
+
 def export(
     frozen: Frozen, out: Path, *, on_progress: Callable[[str], None] | None = None, accuracy_level: int = 0
 ) -> Artifact:
@@ -75,6 +95,7 @@ def export(
     """
     say = on_progress or (lambda text: None)
     _refuse(frozen, accuracy_level)
+    frozen = laid_out(frozen, "onnx")
     try:
         import onnx
 
@@ -98,7 +119,7 @@ def export(
         (part / MODEL).write_bytes(model.SerializeToString())
         facts = {"parameters": frozen.parameters, "weight_bytes": data.weight_bytes, "grid": grid(frozen)}
         unread = unread_bytes(frozen, model.graph)
-        facts |= {"unread_bytes": unread}
+        facts |= {"unread_bytes": unread, "shape": shape(frozen.config)}
         (part / NOTE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
     say(f"wrote {out.name}")
     return describe(frozen, out, "onnx", data.weight_bytes, _note(frozen, accuracy_level), unread)
@@ -111,6 +132,8 @@ def _note(frozen: Frozen, accuracy_level: int) -> str:
 def _refuse(frozen: Frozen, accuracy_level: int) -> None:
     if accuracy_level not in (0, 1, 4):
         raise ExportError(f"accuracy_level {accuracy_level} is none of 0 and 1 (float32) and 4 (int8 activations)")
+    if reason := refuses_arch(frozen.arch, frozen.config):
+        raise ExportError(f"{frozen.name}: {reason}")
     for name, tensor in frozen.tensors.items():
         reason = refuses(tensor.format)
         if reason:

@@ -28,7 +28,7 @@ def build(folder: Path, out: Path) -> None:
     import onnx_ir as ir
     import torch
     from onnxruntime_genai.models import builder
-    from onnxruntime_genai.models.builder import Model
+    from onnxruntime_genai.models.builder import Model, SmolLM3Model
     from transformers import AutoModelForCausalLM
 
     keep = Model.make_initializer
@@ -59,6 +59,13 @@ def build(folder: Path, out: Path) -> None:
         self.model.graph.sort()
         ir.save(self.model, Path(out_dir) / GRAPH)
 
+    def make_attention(self: Any, layer_id: int, attention: Any, root_input: Any, **kwargs: Any) -> Any:
+        # the builder turns queries and keys of such a layer outside of its attention instead of not at all
+        self.attention_attrs["rope"] = bool(self.no_rope_layers[layer_id])
+        return attend(self, layer_id, attention, root_input, **kwargs)
+
+    attend = SmolLM3Model.make_attention
+    SmolLM3Model.make_attention = make_attention
     # The builder's own loading and saving are the only two steps that touch numbers; both are replaced.
     for name, method in (
         ("load_weights", load_weights),

@@ -97,6 +97,7 @@ def transformers_name(name: str) -> str:
     layer = re.fullmatch(r"(model\.layers\.\d+\.)(.+)", name)
     if layer:
         rest = re.sub(r"\.(MatMul|Add)\.(weight|bias)$", r".\2", layer[2])
+        rest = rest.replace("_norm.layernorm.", "_norm.")  # of heads
         return layer[1] + re.sub(r"^attn\.", "self_attn.", rest)
     raise ExportError(f"the model builder made an unknown weight '{name}'; this architecture has no ONNX export yet")
 

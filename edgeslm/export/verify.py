@@ -23,6 +23,7 @@ from edgeslm.artifact import Artifact
 from edgeslm.errors import ExportError, ModelError
 from edgeslm.export import verify_ggml
 from edgeslm.export.describe import EMBEDDING, HEAD, is_planned
+from edgeslm.export.layout import laid_out
 from edgeslm.formats import FORMATS
 from edgeslm.models import gguf_file
 from edgeslm.models.arch import ARCHS
@@ -55,12 +56,13 @@ def verify(
     """`{"artifact", "tensors", "exact", "planned", "planned_exact", "first_mismatch": None | str}`.
 
     A tensor is exact when every use of it in the file decodes to the same bits as `FrozenTensor.decode`; a planned one
-    must also still be stored on a block grid. `reader`: of a file laid out otherwise than its format's. Raises
-    ExportError when the file cannot be read at all.
+    must also still be stored on a block grid. Tensors are those of the container (`layout`). `reader`: of a file laid
+    out otherwise than its format's. Raises ExportError when the file cannot be read at all.
     """
     readers: dict[str, Callable[[Path, Frozen], Iterator[Stored]]] = {"gguf": _gguf, "onnx": _onnx}
     problems: dict[str, str] = {}
     seen: set[str] = set()
+    frozen = laid_out(frozen, artifact.format) if reader is None else frozen
     try:
         for stored in (reader or readers[artifact.format])(artifact.path, frozen):
             seen.add(stored.name)

@@ -23,6 +23,7 @@ LOSSES: dict[str, Loss] = {
     # mixes of f-divergences, but their weights are of the whole distribution, so not coarse
     "confidence_mix": Response(div.confidence_mix, True, "arXiv:2402.10631"),
     "entropy_mix": Response(div.entropy_mix, True, "arXiv:2605.04062"),
+    "soft_cross_entropy": Response(out.soft_cross_entropy, True, "arXiv:1804.03235", out.soft_cross_entropy_fused),
     "cross_entropy": Response(out.cross_entropy, False, "maximum likelihood on the text", out.cross_entropy_fused),
     "teacher_free": Response(out.teacher_free, False, "arXiv:1909.11723"),
     "logit_mse": Response(out.logit_mse, True, "arXiv:1903.12136"),

@@ -62,6 +62,21 @@ def reverse_kl_fused(
     return value * temperature**2, gap.sub_(value[:, None]).mul_(p_s).mul_(temperature)
 
 
+def soft_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """-sum p_t log p_s in nats, [N]: forward_kl plus the teacher's entropy, so of the same gradient and not 0 at
+    equality. The distillation term of codistillation, arXiv:1804.03235."""
+    log_s, log_t = log_probabilities(student), log_probabilities(teacher.detach())
+    return -(log_t.exp() * log_s).sum(dim=-1)
+
+
+def soft_cross_entropy_fused(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Value [N] and gradient softmax(s) - softmax(t) [N, V]."""
+    log_s, log_t = log_probabilities(student), log_probabilities(teacher)
+    p_t = log_t.exp_()
+    value = torch.linalg.vecdot(p_t, log_s).neg_()
+    return value, log_s.exp_().sub_(p_t)
+
+
 def cross_entropy(student: Tensor, teacher: Tensor | None, targets: Tensor, *, label_smoothing: Share = 0.0) -> Tensor:
     """-log p(target), [N]; with smoothing e the target is (1 - e) one-hot + e uniform (Szegedy, arXiv:1512.00567). 0
     where the target is below 0: the truth is not known there."""

@@ -17,9 +17,15 @@ from torch import Tensor, nn
 from edgeslm.errors import ModelError
 from edgeslm.knowledge.base import Layer, Sizes
 
-# names of (attention module, query, key, value) inside a block, by family
-DECODER = ("self_attn", "q_proj", "k_proj", "v_proj")
-ENCODER = ("attention.self", "query", "key", "value")
+# names of (attention module, query, key, value) inside a block, by family; one name for all three: they are fused
+ATTENTIONS = (
+    ("self_attn", "qkv_proj", "qkv_proj", "qkv_proj"),
+    ("self_attn", "q_proj", "k_proj", "v_proj"),
+    ("attn", "c_attn", "c_attn", "c_attn"),
+    ("attention.self", "query", "key", "value"),
+)
+FIELDS = ("query", "key", "value")
+LISTS = ("layers", "layer", "h")
 Wants = Mapping[int, frozenset[str]]  # layer -> fields of `Layer`
 
 
@@ -27,10 +33,15 @@ def layers_of(model: Any) -> nn.ModuleList:
     """The blocks in order. Raises ModelError for a model whose blocks are not where they are looked for."""
     base = model.base_model
     for owner in (base, getattr(base, "encoder", None)):
-        for name in ("layers", "layer"):
+        for name in LISTS:
             if isinstance(found := getattr(owner, name, None), nn.ModuleList):
                 return found
     raise ModelError(f"{type(model).__name__}: its layers are not where edgeslm.models.blocks looks for them")
+
+
+def layers_name(model: Any) -> str:
+    """What a decoder's base model calls its blocks."""
+    return next(name for name in LISTS if isinstance(getattr(model.base_model, name, None), nn.ModuleList))
 
 
 def sizes_of(config: Any) -> tuple[int, Sizes]:
@@ -71,15 +82,23 @@ def _watch(blocks: nn.ModuleList, index: int, fields: frozenset[str], found: dic
         handles.append(block.register_forward_hook(lambda module, inputs, out: keep("hidden", _first(out))))
     if fields <= {"hidden"}:  # a block without attention has a hidden state all the same
         return handles
-    names = DECODER if hasattr(block, DECODER[0]) else ENCODER
+    names = next(names for names in ATTENTIONS if _has(block, names))
     attention: Any = block.get_submodule(names[0])
     if "attention" in fields:
         handles.append(attention.register_forward_hook(lambda module, inputs, out: keep("attention", _maps(out))))
-    for field, name in zip(("query", "key", "value"), names[1:], strict=True):
+    for field, name in zip(FIELDS, names[1:], strict=True):
         if field in fields:
+            place = FIELDS.index(field) if names[1] == names[2] else None
             projection = getattr(attention, name)
-            handles.append(projection.register_forward_hook(_heads(keep, field, attention)))
+            handles.append(projection.register_forward_hook(_heads(keep, field, attention, place)))
     return handles
+
+
+def _has(block: nn.Module, names: tuple[str, ...]) -> bool:
+    try:
+        return hasattr(block.get_submodule(names[0]), names[1])
+    except AttributeError:
+        return False
 
 
 def _first(out: Any) -> Tensor:
@@ -93,9 +112,14 @@ def _maps(out: Any) -> Tensor:
     return maps
 
 
-def _heads(keep: Callable[[str, Tensor], None], field: str, attention: Any) -> Callable[..., None]:
+def _heads(keep: Callable[[str, Tensor], None], field: str, attention: Any, place: int | None) -> Callable[..., None]:
+    """`place`: which part of a fused projection's output the field is."""
+
     def hook(module: nn.Module, inputs: Any, out: Tensor) -> None:
         width = getattr(attention, "head_dim", None) or attention.attention_head_size
+        if place is not None:
+            shared = (out.shape[-1] - attention.config.num_attention_heads * width) // 2
+            out = out.split([out.shape[-1] - 2 * shared, shared, shared], -1)[place]
         split = out.unflatten(-1, (-1, width)).transpose(1, 2)  # [B, T, H d] -> [B, H, T, d]
         heads = attention.config.num_attention_heads
         keep(field, torch.repeat_interleave(split, heads // split.shape[1], dim=1) if split.shape[1] < heads else split)

@@ -20,7 +20,9 @@ from transformers import (
 
 from edgeslm.errors import ModelError
 from edgeslm.models.arch import Arch
+from edgeslm.models.arch.base import plain
 from edgeslm.models.summary import ModelSummary, known_arch
+from edgeslm.models.turned import straighten
 
 SAFETENSORS_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 SAFETENSORS_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
@@ -61,6 +63,8 @@ def describe(path: Path) -> ModelSummary:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     if name in seen or (name == "lm_head.weight" and config.tie_word_embeddings):
                         continue
+                    if name.endswith(arch.unused):
+                        continue
                     seen.add(name)
                     part = tensors.get_slice(name)
                     kind, count = part.get_dtype(), math.prod(part.get_shape())
@@ -71,12 +75,13 @@ def describe(path: Path) -> ModelSummary:
                     nbytes += count * SAFETENSORS_BYTES[kind]
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file}: is no complete safetensors file ({error}); fetch it again") from error
-    missing = set(arch.names(config.to_dict())) - seen
+    # some releases leave out the name of the base model, as transformers does when it reads them
+    missing = {n for n in arch.names(plain(config)) if n not in seen and n.partition(".")[2] not in seen}
     if missing:
         raise ModelError(f"{path}: lacks {', '.join(sorted(missing)[:4])}; give a complete model folder")
     return ModelSummary(
         arch.name,
-        config.to_dict(),
+        plain(config),
         config.vocab_size,
         parameters,
         nbytes,
@@ -108,4 +113,4 @@ def load(path: Path, summary: ModelSummary, dtype: torch.dtype) -> tuple[PreTrai
             f"{path}: the tokenizer has {len(tokenizer)} tokens but the embedding {summary.vocab_size} rows; "
             "they do not belong together"
         )
-    return model, tokenizer
+    return straighten(model), tokenizer

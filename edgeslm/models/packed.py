@@ -21,10 +21,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from edgeslm.errors import EdgeSLMError, ModelError
-from edgeslm.models import gguf_file, llama2c
+from edgeslm.models import gguf_file, llama2c, rotary
 from edgeslm.models.arch import Arch
+from edgeslm.models.arch.base import plain
 from edgeslm.models.source import Source
-from edgeslm.models.summary import FLOAT_FORMATS, ModelSummary, known_arch
+from edgeslm.models.summary import FLOAT_FORMATS, ModelSummary, known_architecture
+from edgeslm.models.turned import straighten
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def open_file(source: Source) -> Packed:
     if int(file.metadata.get("split.count", 1)) > 1:
         raise ModelError(f"{where}: is one part of a model in several files; join them with gguf-split --merge first")
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    formats = dict(Counter(info.format for info in file.tensors.values()).most_common())
-    nbytes = sum(info.nbytes for info in file.tensors.values())
-    arch, config, notes = _configure(file.metadata, shapes, file.arch, where)
+    weights = [info for name, info in file.tensors.items() if name not in rotary.CONSTANTS]
+    formats = dict(Counter(info.format for info in weights).most_common())
+    nbytes = sum(info.nbytes for info in weights)
+    factors = {name: file.load(name).tolist() for name in rotary.CONSTANTS if name in shapes}
+    arch, config, notes = _configure(file.metadata | factors, shapes, file.arch, where)
     if any(name not in FLOAT_FORMATS for name in formats):
         notes += ("weights as dequantised: they lie on the file's own grids, this is no full-precision model",)
     return Packed(source.path, file, file.metadata, shapes, arch, config, formats, nbytes, notes)
@@ -67,16 +71,17 @@ def open_file(source: Source) -> Packed:
 def _configure(
     metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str, where: str
 ) -> tuple[Arch, PretrainedConfig, tuple[str, ...]]:
-    """Config and notes; names and shapes of all tensors are checked against the config, before any is decoded."""
-    arch = known_arch(name, where)
+    """Config and notes; names and shapes of all tensors are checked against the config, before any is decoded.
+    `metadata` also holds the values of tensors that the config decides (rotary factors), by their names."""
+    arch = known_architecture(name, where)
     try:
         config = arch.config(metadata)
     except EdgeSLMError as error:
         raise ModelError(f"{where}: {error}") from error
     config.tie_word_embeddings = "output.weight" not in shapes
     config.architectures = [type_name(config)]
-    wanted = arch.names(config.to_dict())
-    missing, extra = sorted(set(wanted.values()) - set(shapes)), sorted(set(shapes) - set(wanted.values()))
+    wanted = {*arch.names(plain(config)).values(), *arch.constants(plain(config))}
+    missing, extra = sorted(wanted - set(shapes)), sorted(set(shapes) - wanted)
     if missing or extra:
         what = [f"lacks {', '.join(missing[:4])}"] if missing else []
         what += [f"holds {', '.join(extra[:4])}, which '{name}' does not use here"] if extra else []
@@ -99,9 +104,9 @@ def type_name(config: PretrainedConfig) -> str:
 def summary(packed: Packed) -> ModelSummary:
     return ModelSummary(
         arch=packed.arch.name,
-        config=packed.config.to_dict(),
+        config=plain(packed.config),
         vocab_size=packed.shapes["token_embd.weight"][0],
-        parameters=sum(math.prod(shape) for shape in packed.shapes.values()),
+        parameters=sum(math.prod(s) for name, s in packed.shapes.items() if name not in rotary.CONSTANTS),
         weight_bytes=packed.weight_bytes,
         formats=packed.formats,
         tied=packed.config.tie_word_embeddings,
@@ -112,8 +117,9 @@ def summary(packed: Packed) -> ModelSummary:
 def build(packed: Packed, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model with all its weights. Raises ModelError when they do not fit."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(packed.config), dtype=dtype)  # it writes into its config
-    names = packed.arch.names(packed.config.to_dict())
+        config = copy.deepcopy(packed.config)  # it writes into its config
+        model = straighten(AutoModelForCausalLM.from_config(config, dtype=dtype))
+    names = packed.arch.names(plain(packed.config))
     for name, parameter in model.named_parameters():
         stored, wanted = packed.shapes.get(names.get(name, ""), ()), tuple(parameter.shape)
         if stored != wanted:
@@ -122,9 +128,22 @@ def build(packed: Packed, dtype: torch.dtype, device: torch.device) -> PreTraine
                 f"{list(wanted)}; the file is damaged"
             )
     _assign(model, _decode(packed, dtype, device), str(packed.path))
-    # the rotary table is no parameter: made anew where the model now lives
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+    _make_buffers(model, device)
     return model
+
+
+def _make_buffers(model: Any, device: torch.device) -> None:
+    """Rotary tables and scales are no parameters: a model without storage has none, and they are made where it lives
+    now. transformers' own initialisation gives their values; it passes over weights that are marked as given."""
+    owners = [m for m in model.modules() if any(b.is_meta for b in m.buffers(recurse=False))]
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True
+    for owner in owners:
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner.register_buffer(name, torch.empty_like(buffer, device=device), persistent=False)
+        model._init_weights(owner)
+    for parameter in model.parameters():
+        del parameter._is_hf_initialized
 
 
 @contextmanager
@@ -140,7 +159,7 @@ def _one_thread_each() -> Iterator[int]:
 
 def _decode(packed: Packed, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """{transformers name: tensor}, rows in transformers' order."""
-    config = packed.config.to_dict()
+    config = plain(packed.config)
 
     def one(item: tuple[str, str]) -> tuple[str, Tensor]:
         name, gguf_name = item
@@ -148,6 +167,8 @@ def _decode(packed: Packed, dtype: torch.dtype, device: torch.device) -> dict[st
         order = packed.arch.row_order(name, config)
         if order is not None:
             weight = weight[torch.argsort(order)]
+        if offset := packed.arch.offset(name):
+            weight = weight - offset
         return name, weight.to(device=device, dtype=dtype)
 
     names = packed.arch.names(config)

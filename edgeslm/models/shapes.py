@@ -10,6 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeslm.errors import ModelError
+from edgeslm.models.arch import ARCHS
+from edgeslm.models.turned import straighten
 
 SIZES = {  # recipe key -> (config key, what it counts)
     "hidden": ("hidden_size", "hidden channels"),
@@ -19,6 +21,8 @@ SIZES = {  # recipe key -> (config key, what it counts)
     "layers": ("num_hidden_layers", "layers"),
 }
 
+PER_LAYER = ("layer_types", "no_rope_layers")  # keys that list something for every layer
+
 
 def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{transformers name: shape} of every parameter of a model with this config (`to_dict`), a tied one once.
@@ -27,7 +31,7 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     try:
         built = AutoConfig.for_model(plain.pop("model_type"), **{k: v for k, v in plain.items() if k != "dtype"})
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(built)
+            model = straighten(AutoModelForCausalLM.from_config(built))
     except Exception as error:  # what its validation raises shares no base but Exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
@@ -43,6 +47,13 @@ def pruned(config: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[s
     heads = int(config["num_attention_heads"])
     shape["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     shape["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    asked = {key for key in SIZES if sizes.get(key) is not None and key != "layers"}
+    arch = ARCHS.get(str(config.get("model_type")))
+    if asked and arch is not None and "width" not in arch.cuts:
+        raise ModelError(
+            f"student.{sorted(asked)[0]}: '{arch.name}' students can lose layers, but are not cut in width; use "
+            "student: {kind: depth}"
+        )
     for key, (name, what) in SIZES.items():
         wanted = sizes.get(key)
         if wanted is None:
@@ -60,6 +71,9 @@ def pruned(config: Mapping[str, Any], sizes: Mapping[str, int | None]) -> dict[s
             f"student.heads: transformers refuses {shape['num_attention_heads']} heads for a hidden width of "
             f"{shape['hidden_size']}, which is no multiple; choose a divisor"
         )
-    if shape.get("layer_types"):
-        shape["layer_types"] = list(shape["layer_types"])[: shape["num_hidden_layers"]]
+    for key in PER_LAYER:
+        if shape.get(key):
+            shape[key] = list(shape[key])[: shape["num_hidden_layers"]]
+    if "n_layer" in shape:  # GPT-2's own name for it
+        shape["n_layer"] = shape["num_hidden_layers"]
     return shape

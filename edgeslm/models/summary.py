@@ -35,3 +35,8 @@ def known_arch(name: str, where: str) -> Arch:
     if name not in ARCHS:
         raise ModelError(f"{where}: architecture '{name}' is not supported; supported are {', '.join(sorted(ARCHS))}")
     return ARCHS[name]
+
+
+def known_architecture(name: str, where: str) -> Arch:
+    """By a GGUF file's name for it. Raises ModelError, too."""
+    return next((arch for arch in ARCHS.values() if arch.architecture == name), None) or known_arch(name, where)

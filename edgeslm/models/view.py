@@ -41,7 +41,7 @@ class Causal:
         return batch.ids[:, 1:].reshape(-1), batch.mask[:, 1:].reshape(-1)
 
     def exit(self, model: nn.Module, hidden: Tensor) -> Tensor:
-        norm = getattr(model.base_model, "norm", None)
+        norm = getattr(model.base_model, "norm", getattr(model.base_model, "ln_f", None))
         return predictions(hidden if norm is None else norm(hidden))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import check_files, check_losses, check_teachers, check_text
+from edgeslm.pipeline import check_files, check_losses, check_memory, check_teachers, check_text
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
@@ -94,21 +94,36 @@ def _files(context: Context, patterns: Any) -> list[Path]:
 
 def _describe(context: Context) -> Any:
     from edgeslm.models.load import describe
+    from edgeslm.pipeline.vocabulary import cut_summary
 
-    return describe(context.source)
+    return cut_summary(context, describe(context.source))
 
 
 def _student(context: Context, summary: Any, found: Findings) -> dict[str, Any]:
     """The student's config."""
     from edgeslm.models.shapes import SIZES, pruned
 
-    recipe = context.recipe
-    if recipe.student.kind == "existing":
-        described = found.attempt(lambda: check_teachers.existing(context))
-        return dict((described or summary).config)
-    sizes = {key: getattr(recipe.student, key, None) for key in SIZES}
-    shape: dict[str, Any] | None = found.attempt(lambda: pruned(summary.config, sizes))
-    return shape or dict(summary.config)
+    part = context.recipe.student
+    config = (found.attempt(lambda: check_teachers.origin(context)) or summary).config
+    sizes = {key: getattr(part, key, None) for key in SIZES}
+    if part.kind == "scratch":
+        return found.attempt(lambda: _from_scratch(part, config)) or dict(config)
+    shape: dict[str, Any] | None = found.attempt(lambda: pruned(config, sizes))
+    check_text.vocabulary(context, found)
+    named, layers = getattr(part, "choose", ""), int(config["num_hidden_layers"])
+    if not isinstance(named, str) and named[-1] >= layers:
+        found.problems.append(f"student.choose: layer {named[-1]} is not there, {layers} layers are counted from 0")
+    return shape or dict(config)
+
+
+def _from_scratch(part: Any, teacher: dict[str, Any]) -> dict[str, Any]:
+    from edgeslm.models.arch.base import plain
+    from edgeslm.students import scratch
+
+    config = plain(scratch.config_of(part, teacher))
+    if part.init.kind == "teacher":
+        scratch.check_layers(part.init.layers, config, teacher)
+    return config
 
 
 def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings) -> None:
@@ -189,6 +204,7 @@ def _describe_plan(
         ("teacher in float32", units.byte_count(4 * summary.parameters)),
         ("training", f"{recipe.distill.train.steps} steps of {recipe.distill.train.batch_tokens} tokens"),
         ("device", f"{context.compute.device}, {context.compute.dtype}, {context.compute.threads} threads"),
+        *check_memory.lines(context, shape, summary.config),
         ("time to train", f"about {units.seconds(recipe.tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
         ("files", ", ".join([*recipe.export.kinds, *(f"teacher {t}" for t in recipe.export.teacher)])),
     ]

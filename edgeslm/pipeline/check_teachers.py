@@ -76,11 +76,13 @@ def _targets(context: Context, found: Any, teacher: int, student: int) -> None:
         )
 
 
-def existing(context: Context) -> Any:
-    """Summary of a student that is a model of its own. Raises ModelError."""
-    from edgeslm.pipeline.prepare import existing_source
+def origin(context: Context) -> Any:
+    """Summary of the model that the student is or is cut from, None where that is the teacher. Raises ModelError."""
+    from edgeslm.pipeline.vocabulary import origin_source
 
-    return _described(context, existing_source(context), "student.model")
+    key = "model" if context.recipe.student.kind == "existing" else "origin"
+    source = origin_source(context)
+    return _described(context, source, f"student.{key}") if source else None
 
 
 def _same_vocabulary(context: Context, more: Any, where: str) -> Any:
@@ -97,18 +99,20 @@ def _same_vocabulary(context: Context, more: Any, where: str) -> Any:
 
 
 def _described(context: Context, source: Any, where: str) -> Any:
-    """Its summary. Raises ModelError when its tokens are not the first teacher's."""
+    """Its summary. Raises ModelError when its tokens are neither the first teacher's nor those that are kept."""
     from edgeslm.models.agreement import vocabulary_difference
     from edgeslm.models.load import describe
     from edgeslm.models.tokenizer import load_tokenizer
+    from edgeslm.pipeline.vocabulary import cut_summary
 
-    summary = describe(source)
-    if difference := vocabulary_difference(context.tokenizer, load_tokenizer(source)):
+    own, summary = load_tokenizer(source), describe(source)
+    difference = vocabulary_difference(context.whole_tokenizer, own)
+    if difference and (context.kept is None or vocabulary_difference(context.tokenizer, own)):
         raise ModelError(
             f"{where}: speaks another vocabulary than the first teacher ({difference}); a teacher under teacher.more "
             "may, with other_vocabulary: true and the loss uld"
         )
-    return summary
+    return cut_summary(context, summary)
 
 
 def _other_targets(part: Any, index: dict[str, Any]) -> list[str]:

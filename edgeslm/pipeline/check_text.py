@@ -85,6 +85,21 @@ def _judged(context: Context) -> None:
     heldout_windows(context)
 
 
+def vocabulary(context: Context, found: Any) -> None:
+    """What is kept of the teacher's tokens, and what cannot be had together with it."""
+    recipe = context.recipe
+    part = recipe.student.vocabulary
+    if context.kept is None:
+        return
+    told = f"{len(context.kept):,} of {len(context.whole_tokenizer):,} tokens stay"
+    found.plan.append(("vocabulary", f"{told}; teacher and student read the text in them"))
+    if part is not None and part.removed == "first_piece" and (recipe.distill.on_policy or recipe.teacher.format):
+        found.problems.append(
+            "student.vocabulary.removed: first_piece needs the whole teacher beside the student, which neither "
+            "distill.on_policy nor teacher.format has; use renormalise"
+        )
+
+
 def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:
     """Every length the recipe asks for against the teacher's longest context."""
     recipe, most = context.recipe, shape.get("max_position_embeddings")
@@ -99,10 +114,16 @@ def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:
 def exported(context: Context, summary: Any, shape: Mapping[str, Any]) -> None:
     """What a GGUF says of architecture and vocabulary, made once: what cannot be said is refused now, where the recipe
     asks for such a file. Raises ModelError."""
-    if "gguf" not in containers(context.recipe):
+    asked = containers(context.recipe)
+    if "onnx" in asked:
+        from edgeslm.export.onnx import refuses_arch
+
+        if reason := refuses_arch(shape.get("model_type", summary.arch), shape):
+            raise ModelError(f"{asked['onnx']}: {reason}")
+    if "gguf" not in asked:
         return
     from edgeslm.models.arch import ARCHS
     from edgeslm.models.gguf_vocab import metadata_from_tokenizer
 
-    ARCHS[summary.arch].metadata(shape)
+    ARCHS[str(shape.get("model_type", summary.arch))].metadata(shape)
     metadata_from_tokenizer(context.tokenizer, summary.vocab_size)

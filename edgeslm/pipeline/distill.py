@@ -7,9 +7,12 @@ from typing import Any
 
 from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_start
 from edgeslm.pipeline.grid import grid_slice, start_on_grid
+from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
-from edgeslm.pipeline.prepare import existing_source, student_model
-from edgeslm.pipeline.stage import Context, Stage, computing, read_json
+from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.ranks import together
+from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
+from edgeslm.pipeline.vocabulary import note_bits, origin_source
 
 
 def _slice(context: Context) -> Any:
@@ -23,7 +26,7 @@ def _slice(context: Context) -> Any:
         [source.sha256 for source in (*more_sources(context), *named_by_scheme(context))],
         recorded.name if recorded else None,
         recipe.seed,
-        computing(context),
+        [*computing(context), *together()],
         chosen_student(context),
         planned,
         grid_slice(context),
@@ -33,24 +36,30 @@ def _slice(context: Context) -> Any:
 def _distill(context: Context, folder: Path) -> None:
     import torch
 
-    from edgeslm import compute
+    from edgeslm import compute, parallel
     from edgeslm.data.rows import Rows
+    from edgeslm.models.arch.base import plain
     from edgeslm.quantize.freeze import freeze
     from edgeslm.schemes import SCHEMES
     from edgeslm.schemes.loop import Loop
 
     recipe, train, chosen = context.recipe, context.recipe.distill.train, context.compute
     torch.manual_seed(recipe.seed)
+    ranks = parallel.join()
     compute.reset_peak_memory(chosen)
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
     judge = context.load_teacher(chosen.dtype).model
     base = _base(context)
     guides = teachers(context, judge) if taught_live(context) else None
-    steps = [step_of(context, folder, rows, guides, base) for _ in range(getattr(recipe.distill.scheme, "peers", 1))]
+    copies = here(context) or range(getattr(recipe.distill.scheme, "peers", 1))
+    steps = [step_of(context, folder, rows, guides, base, group) for group in copies]
     student = steps[0].model
     if train.compile:
         for model in (*(step.model for step in steps), *(guides.models if guides else ())):
             compute.compile_layers(model)
+    if train.recompute:
+        for step in steps:
+            compute.recompute_layers(step.model)
     points = Points(context, student, judge, folder, base)
     order = read_order(context, rows)
     loop = Loop(
@@ -66,18 +75,26 @@ def _distill(context: Context, folder: Path) -> None:
         keep=_kept_points(context, student, folder),
         load=another(context),
         on_policy=on_policy(context, guides),
+        exchange=exchange(context, rows, folder),
+        ranks=ranks,
     )
     teacher: Any = guides if recipe.distill.targets.kind == "live" else _recorded(context, rows, order)
     SCHEMES[recipe.distill.scheme.kind](steps, teacher, loop, recipe.distill.scheme)
+    peaks = ranks.gathered(compute.peak_memory_bytes(chosen))
+    if not ranks.first:
+        return
+    if ranks.size > 1:
+        write_json(folder / "ranks.json", {"ranks": ranks.size, "peak_memory_bytes": peaks})
     metadata = _metadata(context)
     tokenizer = context.folders["teacher"] / "tokenizer"
-    config = student.config.to_dict()
+    config = plain(student.config)
     frozen = freeze(steps[0].masters, student_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
     if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")
     forwards = forward_kls(context, student, judge, frozen, points.windows, base)
     summary(context, folder, config, guides is not None, points, forwards)
+    note_bits(context, folder, frozen, student)
 
 
 def taught_live(context: Context) -> bool:
@@ -98,14 +115,14 @@ def taught_live(context: Context) -> bool:
     return needs or writes or scheme.kind == "blockwise"
 
 
-def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = None) -> Any:
-    """A student on its plan, its objective and its optimiser."""
+def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = None, group: int = 0) -> Any:
+    """A student on its plan, its objective and its optimiser. `group`: which copy of a codistillation it is."""
     from edgeslm.quantize.masters import attach
     from edgeslm.schemes import checkpoint
     from edgeslm.schemes.step import Step
     from edgeslm.teachers.live import LiveTeacher
 
-    student = student_model(context)
+    student = own_start(context, student_model(context), group)
     assigned = plan_of(context).assign(shapes_of(student))
     masters = attach(student, assigned, context.compute.dtype)
     start_on_grid(context, student, masters, rows, resumed=(folder / checkpoint.NAME).exists())
@@ -133,13 +150,14 @@ def _recorded(context: Context, rows: Any, order: Any) -> Any:
 def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]:
     """{updates done: what keeps the student as it then is}."""
     from edgeslm.models.load import write_tokenizer
+    from edgeslm.models.turned import save
 
     train = context.recipe.distill.train
 
     def keeper(point: int) -> Any:
         def keep() -> None:
             place = folder / "route" / str(point)
-            student.save_pretrained(place)
+            save(student, place)
             write_tokenizer(context.tokenizer, place)
 
         return keep
@@ -148,9 +166,11 @@ def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]
 
 
 def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
+    from edgeslm import parallel
     from edgeslm.models.forward import head_weight
     from edgeslm.quantize import activations
     from edgeslm.schemes.step import StepSettings
+    from edgeslm.students import mup
 
     train, part = context.recipe.distill.train, context.recipe.quantize
     every = part.scales.every if part.scales.kind == "refit" else getattr(part.scales, "refit_every", None)
@@ -162,7 +182,15 @@ def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
         head = activations.rounding(assigned[names[id(head_weight(student))]], part.activations)
     exits = getattr(context.recipe.distill.scheme, "exits", ())
     own = train.loss_lr / train.lr
-    return StepSettings(train.micro_rows, train.clip, train.weight_decay, train.betas, every, share, head, own, exits)
+    shares = mup.shares(student, width) if (width := _base_width(context)) else {}
+    plain = (train.micro_rows, train.clip, train.weight_decay, train.betas)
+    return StepSettings(*plain, every, share, head, own, exits, shares, parallel.join())
+
+
+def _base_width(context: Context) -> int | None:
+    """Of muP, where the recipe asks for it: in training, or in how its student starts."""
+    part = context.recipe.distill.train.mup or getattr(context.recipe.student, "init", None)
+    return getattr(part, "base_width", None)
 
 
 def named_by_scheme(context: Context) -> list[Any]:
@@ -190,10 +218,13 @@ def teacher_arch(context: Context) -> str:
 
 
 def student_arch(context: Context) -> str:
+    from edgeslm.design.families import family_of
     from edgeslm.models.load import describe
 
-    existing = context.recipe.student.kind == "existing"
-    return describe(existing_source(context)).arch if existing else teacher_arch(context)
+    part, source = context.recipe.student, origin_source(context)
+    if part.kind == "scratch":
+        return family_of(part.wanted)
+    return describe(source).arch if source else teacher_arch(context)
 
 
 def _metadata(context: Context) -> dict[str, str]:

@@ -12,11 +12,14 @@ from edgeslm.pipeline.stage import Context
 
 def read_order(context: Context, rows: Any) -> Any:
     """Indices of rows in the order that training reads them."""
-    from edgeslm.data.order import order
+    from edgeslm.data.order import order, order_of_phases
 
-    recipe = context.recipe
-    shares = [s.share for s in recipe.data.sources]
-    return order(rows, shares, recipe.distill.train.steps * recipe.batch_rows, recipe.seed)
+    recipe, data = context.recipe, context.recipe.data
+    count = recipe.distill.train.steps * recipe.batch_rows
+    if data.decay_shares is None:
+        return order(rows, data.shares, count, recipe.seed)
+    last = recipe.decay_steps * recipe.batch_rows
+    return order_of_phases(rows, [(count - last, data.shares), (last, data.decay_shares)], recipe.seed)
 
 
 def more_sources(context: Context) -> list[Any]:
@@ -29,19 +32,27 @@ class Guides:
     vocabularies."""
 
     def __init__(
-        self, models: Sequence[Any], weights: Sequence[float], combine: str, foreign: dict[int, tuple[Any, Any]]
+        self,
+        models: Sequence[Any],
+        weights: Sequence[float],
+        combine: str,
+        foreign: dict[int, tuple[Any, Any]],
+        folded: tuple[Any, Any] | None = None,
     ):
+        """`folded`: (ids that the student has, what becomes of each id) where these teachers have more."""
         from edgeslm.models.forward import head_weight
         from edgeslm.teachers.ensemble import Ensemble
+        from edgeslm.teachers.folded import FoldedTeacher
         from edgeslm.teachers.foreign import ForeignTeacher
         from edgeslm.teachers.live import LiveTeacher
 
         self.models = list(models)
         here = [index for index in range(len(models)) if index not in foreign]
-        each = [LiveTeacher(models[index], index=index) for index in here]
+        each: list[Any] = [LiveTeacher(models[index], index=index) for index in here]
+        each = [FoldedTeacher(teacher, *folded) for teacher in each] if folded else each
         self.call: Any = each[0] if len(each) == 1 else Ensemble(each, [weights[i] for i in here], combine)
         self.others = [ForeignTeacher(models[i], own, student, i) for i, (own, student) in foreign.items()]
-        self.vocabulary = min(head_weight(models[index]).shape[0] for index in here)
+        self.vocabulary = len(folded[0]) if folded else min(head_weight(models[index]).shape[0] for index in here)
 
     def __call__(self, batch: Any, need: Any) -> Any:
         given = self.call(batch, need)
@@ -51,16 +62,32 @@ class Guides:
 
 def teachers(context: Context, first: Any = None) -> Guides:
     """All teachers, frozen; `first` is the recipe's own when it is loaded already."""
-    part, dtype = context.recipe.teacher, context.compute.dtype
-    if part.format is not None:
+    part, dtype, folded = context.recipe.teacher, context.compute.dtype, _folded(context)
+    if folded:
+        first = context.load(context.source, dtype, whole=True).model
+    elif part.format is not None:
         first = on_teachers_grid(context, dtype)
     elif first is None:
         first = context.load_teacher(dtype).model
-    others = [context.load(source, dtype) for source in more_sources(context)]
+    sources = zip(part.more, more_sources(context), strict=True)
+    others = [context.load(source, dtype, whole=bool(folded) or more.other_vocabulary) for more, source in sources]
     models = [m.eval().requires_grad_(False) for m in (first, *(o.model for o in others))]
     pairs = enumerate(zip(part.more, others, strict=True), start=1)
     foreign = {i: (loaded.tokenizer, context.tokenizer) for i, (more, loaded) in pairs if more.other_vocabulary}
-    return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine, foreign)
+    return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine, foreign, folded)
+
+
+def _folded(context: Context) -> tuple[Any, Any] | None:
+    """(ids that the recipe keeps, for each id of the teacher the place that its probability goes to), where it does."""
+    import torch
+
+    from edgeslm.models.subset import first_pieces
+
+    part, kept = context.recipe.student.vocabulary, context.kept
+    if part is None or kept is None or part.removed != "first_piece":
+        return None
+    into = first_pieces(context.whole_tokenizer, context.tokenizer, kept)
+    return tuple(torch.tensor(x, device=context.compute.device) for x in (kept, into))  # type: ignore[return-value]
 
 
 def another(context: Context) -> Any:

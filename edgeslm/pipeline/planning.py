@@ -60,7 +60,8 @@ def _refused(context: Context) -> list[str]:
 
 def _own_types(context: Context, kept: list[int] | None) -> dict[str, str]:
     """{student's tensor: its type in the teacher's file}, where its weights are still those of the file."""
-    if context.source.kind != "gguf" or context.recipe.student.kind not in ("depth", "copy"):
+    part: Any = context.recipe.student
+    if context.source.kind != "gguf" or part.kind not in ("depth", "copy") or getattr(part, "origin", None):
         return {}
     from edgeslm.models.arch import ARCHS
     from edgeslm.models.gguf_file import read

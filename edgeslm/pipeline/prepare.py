@@ -7,23 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.artifact import file_sha256
-from edgeslm.pipeline.stage import Context, Stage, computing, files, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, computing, digest, files, read_json, write_json
+from edgeslm.pipeline.vocabulary import origin_source
 from edgeslm.recipe import expand
 
 
 def _teacher_slice(context: Context) -> Any:
     source = context.source
-    return source.sha256, file_sha256(source.tokenizer) if source.tokenizer else None
+    read = source.sha256, file_sha256(source.tokenizer) if source.tokenizer else None
+    return read if context.kept is None else (*read, digest(context.kept), _removed(context))
 
 
 def _teacher(context: Context, folder: Path) -> None:
     """Resolves, checks and describes the teacher; its tokenizer is written out for everything that follows."""
     from edgeslm.models.load import describe, write_tokenizer
+    from edgeslm.pipeline import vocabulary
 
-    summary = describe(context.source)
+    summary = vocabulary.cut_summary(context, describe(context.source))
     write_tokenizer(context.tokenizer, folder / "tokenizer")
     source = {"spec": context.source.spec, "kind": context.source.kind, "sha256": context.source.sha256}
-    write_json(folder / "teacher.json", {"source": source, **asdict(summary), "dequantised": summary.dequantised})
+    told = {"source": source, **asdict(summary), "dequantised": summary.dequantised}
+    if context.kept is not None:
+        told["vocabulary"] = vocabulary.facts(context)
+        write_json(folder / "vocabulary.json", context.kept)
+    write_json(folder / "teacher.json", told)
+
+
+def _removed(context: Context) -> str | None:
+    """What becomes of the teacher's mass on tokens that the recipe does not keep."""
+    part = context.recipe.student.vocabulary
+    return part.removed if part else None
 
 
 def _data_slice(context: Context) -> Any:
@@ -79,8 +92,11 @@ def _written(context: Context, source: Any, index: int) -> list[list[int]]:
 
 def separator(context: Context) -> int:
     """Between documents: the end-of-text token of the vocabulary, which need not be the end of a chat turn."""
-    vocabulary = context.tokenizer.get_vocab()
-    end = vocabulary.get("<|endoftext|>", context.tokenizer.eos_token_id)
+    return separator_of(context.tokenizer)
+
+
+def separator_of(tokenizer: Any) -> int:
+    end = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
     return int(end if end is not None else 0)
 
 
@@ -88,8 +104,9 @@ def _student_slice(context: Context) -> Any:
     judged = context.recipe.evaluate
     text = files(judged.paths, context.base), judged.context, judged.windows
     part = context.recipe.student
-    seeded = part.kind in ("depth", "width")  # the seed chooses the text that importance is measured on
-    source = existing_source(context).sha256 if part.kind == "existing" else None
+    seeded = part.kind in ("depth", "width", "scratch")  # the seed chooses text to measure importance on, or weights
+    origin = origin_source(context)
+    source = origin.sha256 if origin else None
     return part.model_dump(mode="json"), text, context.recipe.seed if seeded else None, source, computing(context)
 
 
@@ -98,6 +115,7 @@ def _student(context: Context, folder: Path) -> None:
     import torch
 
     from edgeslm.data.rows import Rows
+    from edgeslm.models.turned import save
     from edgeslm.pipeline.heldout import heldout_ids
     from edgeslm.schemes.measure import closeness
     from edgeslm.students import BUILDERS
@@ -107,13 +125,15 @@ def _student(context: Context, folder: Path) -> None:
     generator = torch.Generator().manual_seed(context.recipe.seed)
     ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
     # new weights are computed from the teacher's, which must not have been rounded to the type of training
-    exact = context.recipe.student.kind in ("width", "existing")
+    part, source, cut = context.recipe.student, origin_source(context), context.kept is not None
+    exact = part.kind in ("width", "existing", "scratch") or source is not None or cut
     teacher = context.load_teacher(torch.float32 if exact else context.compute.dtype).model
-    if context.recipe.student.kind == "existing":
-        source = existing_source(context)
-        built = Built(context.load(source, torch.float32).model, {"method": "existing", "source": source.sha256})
+    origin = context.load(source, torch.float32).model if source else teacher
+    if part.kind == "existing":
+        built = Built(origin, {"method": "existing", "source": source.sha256})
     else:
-        built = BUILDERS[context.recipe.student.kind](context.recipe.student, teacher, ids)
+        torch.manual_seed(context.recipe.seed)
+        built = BUILDERS[part.kind](part, origin, ids)
     judged = heldout_ids(context)
     before, after = closeness(teacher, teacher, judged), closeness(built.model, teacher, judged)
     facts = {
@@ -126,8 +146,12 @@ def _student(context: Context, folder: Path) -> None:
         "parameters_before": sum(p.numel() for p in teacher.parameters()),
         "parameters_after": sum(p.numel() for p in built.model.parameters()),
     }
-    if built.new_weights:
-        built.model.save_pretrained(folder / "model")  # type: ignore[operator]
+    if built.rivals:
+        facts["choices"] = _choices(built, after, origin, teacher, judged)
+    if cut:
+        facts["vocabulary"] = _vocabulary(context, built.model)
+    if built.new_weights or (part.kind != "existing" and (source or cut)):
+        save(built.model, folder / "model")
         facts["weights"] = file_sha256(folder / "model" / "model.safetensors")
     write_json(folder / "importance.json", facts)
     context.progress.say(
@@ -136,10 +160,28 @@ def _student(context: Context, folder: Path) -> None:
     )
 
 
-def existing_source(context: Context) -> Any:
-    """Of a student that is a model of its own. Raises ModelError."""
-    part: Any = context.recipe.student
-    return context.resolve(part.model, part.sha256, part.tokenizer)
+def _choices(built: Any, chosen: Any, origin: Any, teacher: Any, judged: Any) -> list[dict[str, Any]]:
+    """The choice of layers that was made and its rivals, by what each loses before any training."""
+    from edgeslm.schemes.measure import closeness
+    from edgeslm.students import depth
+
+    rows = [("chosen", built.facts["kept"], chosen)]
+    for name, kept in built.rivals.items():
+        with depth.only(origin, kept):
+            rows.append((name, kept, closeness(origin, teacher, judged)))
+    return [{"choice": name, "kept": kept, "loss": found.loss, "kl": found.kl} for name, kept, found in rows]
+
+
+def _vocabulary(context: Context, student: Any) -> dict[str, Any]:
+    """What fewer tokens cost before any training: the whole teacher, the teacher of these tokens, the student."""
+    import torch
+
+    from edgeslm.pipeline.vocabulary import measured
+
+    told = dict(read_json(context.folders["teacher"] / "teacher.json")["vocabulary"])
+    told["whole_teacher"] = measured(context, context.load(context.source, torch.float32, whole=True).model, whole=True)
+    told["teacher"] = measured(context, context.load_teacher(torch.float32).model)
+    return told | {"student": measured(context, student)}
 
 
 def student_model(context: Context) -> Any:
@@ -148,17 +190,19 @@ def student_model(context: Context) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from edgeslm.models.turned import straighten
     from edgeslm.students import depth
 
     folder = context.folders["student"]
     facts = read_json(folder / "importance.json")
     if "weights" in facts:
         model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, local_files_only=True)
+        model = straighten(model)
         model.set_attn_implementation(context.recipe.distill.train.attention)
         model.to(context.compute.device)  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
         return model.eval()
     if "source" in facts:
-        return context.load(existing_source(context), torch.float32).model
+        return context.load(origin_source(context), torch.float32).model
     teacher = context.load_teacher(torch.float32).model
     return depth.prune(teacher, facts["kept"]) if "kept" in facts else teacher
 

@@ -17,8 +17,10 @@ from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
 from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
+from edgeslm.pipeline.groups import own_group
 from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
+from edgeslm.pipeline.ranks import first, follow, leading
 from edgeslm.pipeline.record import RECORD
 from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
 from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
@@ -50,7 +52,11 @@ def run(
     """
     from edgeslm.pipeline.check import check
 
+    recipe = own_group(recipe)
     context = Context(recipe, base, runs / recipe.name, progress)
+    if not first(recipe):
+        context.progress = Progress(quiet=True)
+        return follow(context, stages(recipe), until)
     check(context).raise_if_any()
     try:
         with _alone(context.root):
@@ -82,7 +88,8 @@ def _run(context: Context, until: str | None) -> Path:
     (context.root / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     record = _record(context)
     for stage in stages(recipe):
-        seconds, resumed = _run_stage(context, stage)
+        with leading(context, stage):
+            seconds, resumed = _run_stage(context, stage)
         record["stages"][stage.name] = context.folders[stage.name].name
         record["seconds"][stage.name] = seconds
         record["resumed"][stage.name] = resumed

@@ -66,6 +66,7 @@ def note_exports(folder: Path, artifacts: list[Artifact], exact: list[dict[str, 
 def _teacher_frozen(context: Context, grid: str) -> Any:
     import torch
 
+    from edgeslm.models.arch.base import plain
     from edgeslm.pipeline.distill import base_model, teacher_arch
     from edgeslm.quantize.freeze import freeze_floats
 
@@ -74,7 +75,7 @@ def _teacher_frozen(context: Context, grid: str) -> Any:
     note = "weights as dequantised from the source file" if loaded.summary.dequantised else ""
     metadata = {"base_model": base_model(context), **({"note": note} if note else {})}
     tokenizer = context.folders["teacher"] / "tokenizer"
-    config = loaded.model.config.to_dict()
+    config = plain(loaded.model.config)
     return freeze_floats(weights, grid, teacher_arch(context), config, tokenizer, f"teacher-{grid}", metadata)
 
 
@@ -185,7 +186,8 @@ def _benchmark_slice(context: Context) -> Any:
 def _benchmark(context: Context, folder: Path) -> None:
     """Latency, memory and energy of every artifact on this machine, nothing else of ours running."""
     from edgeslm import compute
-    from edgeslm.benchmark import Settings, bench
+    from edgeslm.benchmark.run import bench
+    from edgeslm.benchmark.settings import Settings
     from edgeslm.devices.local import LocalDevice
 
     compute.return_freed_memory()
@@ -250,6 +252,6 @@ BENCHMARK = Stage(
     ("teacher", "export", "evaluate"),
     _benchmark_slice,
     _benchmark,
-    (*RUNNING, "meters", "benchmark.py", "cost.py", "doubts.py"),
+    (*RUNNING, "meters", "benchmark", "cost.py"),
     RUNNERS,
 )

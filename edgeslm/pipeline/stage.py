@@ -34,10 +34,25 @@ PACKAGE = Path(__file__).parent.parent
 # folders and files that decide what is trained: of every stage up to the frozen student
 WEIGHTS: tuple[str, ...] = (
     "data", "formats", "knowledge", "models", "quantize", "schemes", "students", "teachers", "compute.py",
+    "design/families.py",
+    "parallel.py",
 )  # fmt: skip
 WEIGHTS += tuple(
     f"pipeline/{name}.py"
-    for name in ("stage", "prepare", "heldout", "grid", "guides", "planning", "record", "follow", "distill")
+    for name in (
+        "stage",
+        "prepare",
+        "heldout",
+        "grid",
+        "groups",
+        "guides",
+        "ranks",
+        "planning",
+        "record",
+        "follow",
+        "distill",
+        "vocabulary",
+    )
 )
 RUN = "run:"  # a teacher that an earlier run shipped: run:NAME
 
@@ -93,11 +108,16 @@ class Context:
             return replace(resolve(str(shipped), self.base, sha256, beside), spec=spec)
         return resolve(spec, self.base, sha256, beside)
 
-    def load(self, source: Source, dtype: torch.dtype) -> Loaded:
-        """A fresh copy in `dtype` on the run's device, with the attention the recipe names."""
+    def load(self, source: Source, dtype: torch.dtype, whole: bool = False) -> Loaded:
+        """A fresh copy in `dtype` on the run's device, with the attention the recipe names, and with the tokens that
+        the recipe keeps, unless it is wanted `whole`."""
         from edgeslm.models.load import load
 
         loaded = load(source, dtype, self.compute.device)
+        if self.kept is not None and not whole:
+            from edgeslm.students.vocabulary import cut
+
+            cut(loaded.model, self.kept)
         loaded.model.set_attn_implementation(self.recipe.distill.train.attention)
         return loaded
 
@@ -105,10 +125,32 @@ class Context:
         return self.load(self.source, dtype)
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def whole_tokenizer(self) -> Any:
+        """The teacher's own."""
         from edgeslm.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.source)
+
+    @cached_property
+    def kept(self) -> list[int] | None:
+        """The ids of the teacher's vocabulary that the recipe keeps; None for all."""
+        from edgeslm.pipeline.vocabulary import kept_ids
+
+        return kept_ids(self)
+
+    @cached_property
+    def token_counts(self) -> Any:
+        """How often the text that the recipe names uses each id of the teacher's vocabulary."""
+        from edgeslm.pipeline.vocabulary import counted
+
+        return counted(self)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What the recipe's models read text with."""
+        from edgeslm.models.subset import subset
+
+        return self.whole_tokenizer if self.kept is None else subset(self.whole_tokenizer, self.kept)
 
 
 def student_of(runs: Path, name: str) -> Path:

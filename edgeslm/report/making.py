@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from edgeslm.report import charts
+from edgeslm.report import charts, students
 from edgeslm.report.blocks import (
     ABSENT,
     Block,
@@ -26,7 +26,14 @@ from edgeslm.units import byte_count, count, number, seconds
 
 
 def making(run: Run) -> Section:
-    blocks: list[Block] = [_influence(run), *_importance_facts(run), _curve(run), *_training(run), *_stages(run)]
+    blocks: list[Block] = [
+        _influence(run),
+        *students.cutting(run),
+        *_importance_facts(run),
+        _curve(run),
+        *_training(run),
+        *_stages(run),
+    ]
     return Section("making", "How it was made", blocks)
 
 
@@ -42,6 +49,8 @@ def _influence(run: Run) -> Chart | Note:
     if any(_finite(s) is None for s in scores):
         return missing("Influence of each layer", "importance.json holds scores that are no numbers")
     dropped = set(run.importance.get("dropped") or [])
+    if str(run.importance.get("method")).endswith("_of_runs"):  # scores are of runs, by their first layer
+        dropped = {min(dropped, default=-1)}
     fate = ["dropped" if i in dropped else "kept" for i in range(len(scores))]
     drawn = charts.columns(
         "influence", "Influence of each layer",

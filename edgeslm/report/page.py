@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edgeslm.report import encoder, making, markdown, performance, planning, quality, retention, summary
+from edgeslm.report import encoder, making, markdown, peers, performance, planning, quality, retention, summary
 from edgeslm.report.blocks import Note, Section
 from edgeslm.report.compare import pairs
 from edgeslm.report.folder import Run, read
@@ -34,6 +34,7 @@ SECTIONS: dict[str, Callable[[Run], Section | None]] = {
     "answers": summary.answers,
     "formats": planning.formats,
     "making": making.making,
+    "peers": peers.peers,
     "machine": making.machine,
     "recipe": making.recipe,
 }

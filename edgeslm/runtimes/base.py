@@ -23,7 +23,9 @@ SHARED = tuple(  # what lies beside every worker and is pushed with it
 )
 LONG_LIST = 16  # lists longer than this are named by length and hash in a measurement
 PHASES: dict[str, dict[str, type]] = {"prefill": {"first_s": float}, "decode": {"token_latency_s": list}}
-PATHS = frozenset({"model", "name", "reference_in", "reference_out", "rails", "rows", "sample", "watch"})  # say where, not what
+PATHS = frozenset(
+    {"model", "name", "reference_in", "reference_out", "rails", "rows", "sample", "watch"}
+)  # say where, not what
 
 
 @dataclass(frozen=True)

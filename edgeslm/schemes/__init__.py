@@ -1,6 +1,6 @@
 """How knowledge is transferred: short loops around the one step."""
 
-from edgeslm.schemes import blockwise, offline, online, route, self_taught
+from edgeslm.schemes import blockwise, codistill, offline, online, route, self_taught
 
 SCHEMES = {
     "offline": offline.run,
@@ -9,4 +9,5 @@ SCHEMES = {
     "self": self_taught.run,
     "route": route.run,
     "blockwise": blockwise.run,
+    "codistill": codistill.run,
 }

@@ -23,6 +23,7 @@ from edgeslm.teachers.base import Output, Sparse, dense
 
 CHUNK_TOKENS = 512
 SLICE_BYTES = 4 << 20  # one float32 slice of [R, V]
+GPU_BYTES = 256 << 20  # the same on a GPU, where no cache would hold it and every kernel has to be launched
 # {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed
 Given = dict[int, tuple[Tensor | Sparse | None, Tensor]]
 
@@ -59,8 +60,9 @@ class _HeadLoss(torch.autograd.Function):
         d_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device)
         sums = torch.zeros(len(terms), dtype=torch.float64)  # on the CPU: MPS has no float64
         token_scale = batch.mask.float() / batch.count  # weights of the mean: chunks and micro-batches add up
-        for at in range(0, hidden.shape[0], CHUNK_TOKENS):
-            part = slice(at, at + CHUNK_TOKENS)
+        step = CHUNK_TOKENS if hidden.device.type == "cpu" else max(CHUNK_TOKENS, _rows(hidden, head.shape[0]))
+        for at in range(0, hidden.shape[0], step):
+            part = slice(at, at + step)
             targets = batch.targets[part]
             logits = hidden[part] @ head.T  # [C, V]
             if batch.base is not None:
@@ -84,9 +86,14 @@ class _HeadLoss(torch.autograd.Function):
         return d_hidden * grad.to(d_hidden.dtype), (d_head * grad).to(ctx.head_dtype), None, None
 
 
+def _rows(values: Tensor, vocabulary: int) -> int:
+    """Of a slice of float32 logits on the device of `values`."""
+    return max(1, (SLICE_BYTES if values.device.type == "cpu" else GPU_BYTES) // (4 * vocabulary))
+
+
 def _to_gradient(logits: Tensor, given: Given, targets: Tensor, terms: tuple[Term, ...], sums: Tensor) -> None:
     """Overwrites logits [C, V] with the gradient of the mean loss on them; adds each term's share to `sums`."""
-    rows = max(1, SLICE_BYTES // (4 * logits.shape[1]))
+    rows = _rows(logits, logits.shape[1])
     for at in range(0, logits.shape[0], rows):
         part = slice(at, at + rows)
         total: Tensor | None = None

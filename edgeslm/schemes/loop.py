@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from torch import Tensor
 from edgeslm.data.batch import Batch
 from edgeslm.data.on_policy import Distance, OnPolicy
 from edgeslm.data.rows import Rows
+from edgeslm.parallel import ALONE, Ranks
 from edgeslm.progress import Progress
 from edgeslm.schemes import checkpoint
+from edgeslm.schemes.exchange import Exchange
 from edgeslm.schemes.objective import Objective
 from edgeslm.schemes.schedule import SCHEDULES
 from edgeslm.schemes.step import Step, StepLog
@@ -40,6 +43,8 @@ class Loop:
     load: Callable[[str], Teacher] | None = None  # another teacher by its spec, for schemes that change teachers
     on_policy: OnPolicy | None = None  # the student writes some of the batches itself
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # what else a row holds, [rows, ...] each
+    exchange: Exchange | None = None  # where the groups of a codistillation meet
+    ranks: Ranks = ALONE  # the processes that train together: the first one writes, judges and says
 
     def batch(self, index: int) -> Batch:
         """The rows of step `index`: a function of the order alone, so a resumed run reads what a whole one reads."""
@@ -79,27 +84,31 @@ class Turn:
 def turns(loop: Loop, steps: Sequence[Step], kept: dict[str, Tensor] | None = None) -> Iterator[Turn]:
     """Updates from the last checkpoint, if there is one, to the end. `kept`: what else the future depends on, put back
     in place. Appends to log.jsonl; the stage that calls removes the last checkpoint."""
-    train, kept = loop.train, kept or {}
+    train, kept, first = loop.train, kept or {}, loop.ranks.first
     done = checkpoint.load(steps, kept, loop.folder)
-    log = loop.folder / "log.jsonl"
-    cut_log(log, done)
+    log = loop.folder / "log.jsonl" if first else Path(os.devnull)
+    if first:
+        cut_log(log, done)
     for step in steps:
-        step.masters.set_weights(grid=_on_grid(loop, done - 1), refit=False)
+        step.masters.set_weights(grid=on_grid(loop, done - 1), refit=False)
     warmup, decay = round(train.warmup * train.steps), round(train.decay * train.steps)
     marks = {round(train.steps * i / 4) for i in range(5)}
-    if done == 0:
+    if done == 0 and first:
         loop.measure(0)
     tokens = loop.batch_rows * loop.rows.ids.shape[1]
     left = (train.steps - done) * tokens
     with loop.progress.task("distil", left, "tokens") as bar, log.open("a", encoding="utf-8") as out:
         for index in range(done, train.steps):
             lr = train.lr * SCHEDULES[train.schedule](index, train.steps, warmup, decay)
-            turn = Turn(index, lr, _on_grid(loop, index))
+            turn = Turn(index, lr, on_grid(loop, index))
             start = time.perf_counter()
             yield turn
-            out.write(json.dumps(_line(turn, tokens, time.perf_counter() - start)) + "\n")
+            line = _line(turn, tokens, time.perf_counter() - start)
+            out.write(json.dumps(line | ({"ranks": loop.ranks.size} if loop.ranks.size > 1 else {})) + "\n")
             out.flush()
             bar.advance(tokens, f"loss {turn.log.loss:.4f}" if turn.log else "")
+            if not first:
+                continue
             if index + 1 in marks:  # before the checkpoint: a restart from it must not miss the point
                 loop.measure(index + 1)
             if index + 1 in loop.keep:
@@ -124,7 +133,7 @@ def _line(turn: Turn, tokens: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _on_grid(loop: Loop, index: int) -> bool:
+def on_grid(loop: Loop, index: int) -> bool:
     """Whether the weights after update `index` lie on the grid (-1: before the first)."""
     return index + 1 >= loop.grid_start and loop.grid_start < max(1, loop.train.steps)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from edgeslm.errors import EdgeSLMError
 from edgeslm.knowledge.base import Layer
 from edgeslm.models.blocks import reading
 from edgeslm.models.view import CAUSAL, View
+from edgeslm.parallel import ALONE, Ranks
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
@@ -36,6 +38,8 @@ class StepSettings:
     activations: Callable[[Tensor], Tensor] | None = None  # what the runtime does to the head's input
     own_share: float = 1.0  # learning rate of weights that belong to losses, as a share of the weights' learning rate
     exits: tuple[int, ...] = ()  # layers whose own predictions are taught by the last one's (deep to shallow)
+    shares: Mapping[str, float] = field(default_factory=dict)  # weight's name -> its share of the learning rate, or 1
+    ranks: Ranks = ALONE  # the processes that share each step's rows
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,10 @@ class Step:
         self.own = LossWeights((objective, *stages), settings.betas)
         matrices = [m.value for m in masters.items if m.value.dim() > 1]
         vectors = [m.value for m in masters.items if m.value.dim() == 1]
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = _groups(masters, settings)
         factors = [] if settings.scale_lr is None else masters.learn_scales()
         if factors:
-            groups.append({"params": factors, "weight_decay": 0.0})
+            groups.append({"params": factors, "weight_decay": 0.0, "share": settings.scale_lr or 0.0})
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
         self.parameters = matrices + vectors + factors
         self.clipped = matrices + vectors  # factors have their own scale: they must not steer the weights' clipping
@@ -102,9 +103,8 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.clip)
         if self.settings.scale_lr is not None and grid:
             self.masters.scale_gradients()
-        shares = (1.0, 1.0, self.settings.scale_lr or 0.0)
-        for group, share in zip(self.optimiser.param_groups, shares, strict=False):
-            group["lr"] = lr * share
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr * group["share"]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.own.step(lr * self.settings.own_share)
@@ -114,7 +114,8 @@ class Step:
 
     def _backward(self, batch: Batch, teacher: Teacher | None, objective: Objective) -> tuple[float, Tensor]:
         """(loss, each term's mean) of the step, with gradients left on the weights."""
-        counts = self._counts(batch)
+        counts, ranks = self._counts(batch), self.settings.ranks
+        batch = ranks.share(batch)
         total, sums = 0.0, torch.zeros(len(objective.terms), dtype=torch.float64)
         for at in range(0, len(batch), self.settings.micro_rows):
             part = batch.part(slice(at, at + self.settings.micro_rows))
@@ -122,7 +123,23 @@ class Step:
             loss.backward()
             total += float(loss.detach())
             sums += terms.cpu()
+        if ranks.size > 1:
+            total = self._sum_over(ranks, total, sums)
         return total, sums
+
+    def _sum_over(self, ranks: Ranks, total: float, sums: Tensor) -> float:
+        """Gradients and losses of all ranks, everywhere; a tensor that only some used has a gradient on all of them."""
+        held = [m.value for m in self.masters.items] + list(self.own.named.values())
+        used = torch.tensor([float(value.grad is not None) for value in held])
+        ranks.add_up([used])
+        for value, some in zip(held, used.tolist(), strict=True):
+            if some and value.grad is None:
+                value.grad = torch.zeros_like(value)
+        ranks.add_up(value.grad for value in held if value.grad is not None)
+        losses = torch.cat([torch.tensor([total], dtype=torch.float64), sums])
+        ranks.add_up([losses])
+        sums.copy_(losses[1:])
+        return float(losses[0])
 
     def _counts(self, batch: Batch) -> dict[int, float]:
         """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens."""
@@ -189,6 +206,18 @@ class Step:
         for master in self.masters.items:
             if master.name not in only:
                 master.value.grad = None
+
+
+def _groups(masters: Masters, settings: StepSettings) -> list[dict[str, Any]]:
+    """Matrices decay, vectors do not; each by its share of the learning rate. What a matrix loses by decay in a step,
+    learning rate times decay, is the same whatever its share."""
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for master in masters.items:
+        found.setdefault((master.value.dim() == 1, settings.shares.get(master.name, 1.0)), []).append(master.value)
+    return [
+        {"params": values, "weight_decay": 0.0 if vector else settings.weight_decay / share, "share": share}
+        for (vector, share), values in sorted(found.items(), key=lambda item: item[0][0])
+    ]
 
 
 def _detached(layers: Mapping[int, Layer]) -> dict[int, Layer]:

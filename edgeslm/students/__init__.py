@@ -2,4 +2,4 @@
 
 from edgeslm.students import build
 
-BUILDERS = {"depth": build.by_depth, "width": build.by_width, "copy": build.copied}
+BUILDERS = {"depth": build.by_depth, "width": build.by_width, "copy": build.copied, "scratch": build.from_scratch}

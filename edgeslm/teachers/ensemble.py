@@ -35,8 +35,9 @@ class Mixture:
         given = [dense(output.rows(part, targets)) for output in self.outputs]
         width = min(g.shape[1] for g in given)
         made = torch.empty(len(targets), width, dtype=torch.float32, device=targets.device)
-        for at in range(0, len(targets), ROWS):
-            some = slice(at, at + ROWS)
+        step = ROWS if targets.device.type == "cpu" else max(1, len(targets))
+        for at in range(0, len(targets), step):
+            some = slice(at, at + step)
             logs = torch.stack([torch.log_softmax(g[some, :width].float(), dim=-1) for g in given])
             if self.row_weights is None:
                 weights = self.weigh(logs, targets[some], self.weights)

@@ -1,7 +1,9 @@
 """What an architecture is: names and layout of one model family on both sides, transformers and GGUF.
 
 GGUF files keep decoder layers of this kind in the layout of the first Llama release: one tensor per projection, rows
-in output order, `rope` applied to neighbouring pairs. Where transformers orders rows otherwise, `row_order` says how.
+in output order, `rope` applied to neighbouring pairs. Where transformers orders rows otherwise, `row_order` says how;
+where it adds a number in its forward that llama.cpp wants in the file, `offset` does; tensors that llama.cpp reads and
+transformers computes from its config are `constants`.
 Legend: h heads, d head dimension, r row index.
 """
 
@@ -34,11 +36,26 @@ LAYER_WEIGHTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+# of heads that are normalised before they are turned (QK-norm)
+HEAD_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+
+
+def no_offset(name: str) -> float:
+    return 0.0
+
+
+def no_constants(config: Config) -> dict[str, Tensor]:
+    return {}
+
+
+def not_fused(name: str, config: Config) -> dict[str, tuple[int, int]]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Arch:
-    """One family. `name` is both GGUF's `general.architecture` and transformers' `model_type`."""
+    """One family. `name` is transformers' `model_type`, `gguf` the `general.architecture` where that differs. `cuts`:
+    the kinds of student that can be cut from a teacher of this family."""
 
     name: str
     config: Callable[[Config], PretrainedConfig]  # GGUF metadata -> transformers config
@@ -46,6 +63,18 @@ class Arch:
     names: Callable[[Config], dict[str, str]]  # config dict -> {transformers name: GGUF name}; no tied head
     row_order: Callable[[str, Config], Tensor | None]  # r with gguf_rows = hf_rows[r]; None: the same order
     gguf_float32: Callable[[str], bool]  # GGUF name -> llama.cpp wants this tensor in float32
+    gguf: str = ""
+    embedding: str = "model.embed_tokens.weight"
+    offset: Callable[[str], float] = no_offset  # transformers name -> what GGUF's value has more than transformers'
+    constants: Callable[[Config], dict[str, Tensor]] = no_constants  # config dict -> {GGUF name: float32 values}
+    fused: Callable[[str, Config], dict[str, tuple[int, int]]] = not_fused  # name -> {part's name: rows from, to}
+    cuts: frozenset[str] = frozenset({"depth", "width"})
+    unused: tuple[str, ...] = ()  # ends of names in hub files that are no weights (masks of old releases)
+    onnx: str = ""  # why onnxruntime-genai's builder makes no graph of it; empty: it does
+
+    @property
+    def architecture(self) -> str:
+        return self.gguf or self.name
 
 
 def float32(name: str) -> bool:
@@ -66,13 +95,23 @@ def pair_order(heads: int, head_dim: int) -> Tensor:
     return rows.transpose(1, 2).reshape(-1)  # [h, i, half]
 
 
-def tensor_names(config: Config, biased: tuple[str, ...]) -> dict[str, str]:
-    """{transformers name: GGUF name}; `biased` names the projections of a layer that have a bias."""
+def plain(config: PretrainedConfig) -> dict[str, Any]:
+    """config.to_dict() in which sizes have their usual names too: a GPT-2's n_embd is hidden_size."""
+    found: dict[str, Any] = config.to_dict()
+    found = {usual: getattr(config, own, None) for usual, own in config.attribute_map.items()} | found
+    if "n_inner" in found:
+        found["intermediate_size"] = found["n_inner"] or 4 * found["hidden_size"]
+    return found
+
+
+def tensor_names(config: Config, biased: tuple[str, ...], weights: Mapping[str, str] = LAYER_WEIGHTS) -> dict[str, str]:
+    """{transformers name: GGUF name}; `biased` names the projections of a layer that have a bias, `weights` what a
+    layer has."""
     names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
     if not config.get("tie_word_embeddings", False):
         names["lm_head.weight"] = "output.weight"
     for layer in range(config["num_hidden_layers"]):
-        for ours, theirs in LAYER_WEIGHTS.items():
+        for ours, theirs in weights.items():
             names[f"model.layers.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
             if ours in biased:
                 names[f"model.layers.{layer}.{ours}.bias"] = f"blk.{layer}.{theirs}.bias"
@@ -114,11 +153,13 @@ class Keys:
             raise ModelError(f"GGUF metadata '{self.arch}.{key}' is {value!r}: {why}; take a model without it")
 
 
-def config_values(arch: str, metadata: Config) -> dict[str, Any]:
-    """Keyword arguments of a transformers config, common to the families here. Raises ModelError, naming the key."""
+def config_values(arch: str, metadata: Config, scaled: bool = False, partial: bool = False) -> dict[str, Any]:
+    """Keyword arguments of a transformers config, common to the families here. `scaled`: the caller reads scaled rotary
+    positions itself; `partial`: and those of a part of a head. Raises ModelError, naming the key."""
     keys = Keys(arch, metadata)
-    keys.refuse("rope.scaling.type", ("none",), "scaled rotary positions are not supported")
-    keys.refuse("rope.scale_linear", (1.0,), "scaled rotary positions are not supported")
+    if not scaled:
+        keys.refuse("rope.scaling.type", ("none",), "scaled rotary positions are not supported")
+        keys.refuse("rope.scale_linear", (1.0,), "scaled rotary positions are not supported")
     keys.refuse("expert_count", (0,), "mixtures of experts are not supported")
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     if hidden % heads and f"{arch}.attention.key_length" not in metadata:
@@ -127,38 +168,54 @@ def config_values(arch: str, metadata: Config) -> dict[str, Any]:
     if heads % kv_heads:
         raise ModelError(f"GGUF metadata: {heads} attention heads are no multiple of {kv_heads} key-value heads")
     dim = keys.integer("attention.key_length", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    for key in ("attention.value_length", *(() if partial else ("rope.dimension_count",))):
         keys.refuse(key, (dim,), f"it differs from the {dim} dimensions of a head, which is not supported")
     if dim % 2:
         raise ModelError(f"GGUF metadata: heads of {dim} dimensions are odd, which rotary positions cannot turn")
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
     values = {
-        "vocab_size": keys.integer("vocab_size", len(tokens) or None),
-        "hidden_size": hidden,
         "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count", limit=MAX_LAYERS),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "max_position_embeddings": keys.integer("context_length", limit=1 << 31),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {"rope_type": "default", "rope_theta": keys.number("rope.freq_base", 10000.0)},
         "head_dim": dim,
     }
+    return values | sizes_and_tokens(keys)
+
+
+def sizes_and_tokens(keys: Keys) -> dict[str, Any]:
+    """What every decoder has, rotary or not."""
+    tokens = keys.metadata.get("tokenizer.ggml.tokens", ())
+    values: dict[str, Any] = {
+        "vocab_size": keys.integer("vocab_size", len(tokens) or None),
+        "hidden_size": keys.integer("embedding_length"),
+        "num_hidden_layers": keys.integer("block_count", limit=MAX_LAYERS),
+        "max_position_embeddings": keys.integer("context_length", limit=1 << 31),
+    }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        values[f"{name}_token_id"] = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        values[f"{name}_token_id"] = keys.metadata.get(f"tokenizer.ggml.{key}_token_id")
     return values
 
 
-def architecture_keys(arch: str, config: Config) -> dict[str, Any]:
-    """config.to_dict() -> the `<arch>.*` keys llama.cpp reads. Raises ModelError for what GGUF cannot say."""
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ModelError(
-            f"the model scales its rotary positions ('{rope['rope_type']}'), which cannot be written to GGUF yet; "
-            "take a model without rope scaling"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"activation '{config['hidden_act']}' is not what GGUF's '{arch}' computes (silu)")
+def architecture_keys(
+    arch: str,
+    config: Config,
+    rope: Mapping[str, Any] | None = None,
+    activation: tuple[str, str] = ("hidden_act", "silu"),
+) -> dict[str, Any]:
+    """config.to_dict() -> the `<arch>.*` keys llama.cpp reads. `rope`: the config's rotary positions where a family
+    keeps them elsewhere or writes their scaling itself; `activation`: its key and what llama.cpp computes. Raises
+    ModelError for what GGUF cannot say."""
+    if rope is None:
+        rope = config.get("rope_parameters") or {}
+        if rope.get("rope_type", "default") != "default":
+            raise ModelError(
+                f"the model scales its rotary positions ('{rope['rope_type']}'), which GGUF's '{arch}' cannot be told; "
+                "take a model without rope scaling"
+            )
+    key, computed = activation
+    if config.get(key, computed) != computed:
+        raise ModelError(f"activation '{config[key]}' is not what GGUF's '{arch}' computes ({computed})")
     heads, dim = int(config["num_attention_heads"]), head_dim(config)
     keys: dict[str, Any] = {
         "block_count": int(config["num_hidden_layers"]),

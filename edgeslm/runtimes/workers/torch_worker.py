@@ -57,7 +57,7 @@ class Engine:
         }
 
     def score(self, ids: list[int], first: int) -> Iterator[np.ndarray]:
-        hidden = self.model.model(input_ids=self.torch.tensor([ids]), use_cache=False).last_hidden_state
+        hidden = self.model.base_model(input_ids=self.torch.tensor([ids]), use_cache=False).last_hidden_state
         yield self.model.lm_head(hidden[0, first:]).float().numpy()
 
     def follow(self, groups: list[Group]) -> Iterator[Followed]:
@@ -67,7 +67,7 @@ class Engine:
             padded = self.torch.zeros(len(continuations), wide, dtype=self.torch.long)
             for row, ids in zip(padded, continuations, strict=True):
                 row[: len(prefix) + len(ids) - 1] = self.torch.tensor([*prefix, *ids[:-1]])
-            hidden = self.model.model(input_ids=padded, use_cache=False).last_hidden_state
+            hidden = self.model.base_model(input_ids=padded, use_cache=False).last_hidden_state
             kept, rows, at = [], [], 0
             for states, ids in zip(hidden, continuations, strict=True):
                 kept.append(states[len(prefix) - 1 : len(prefix) + len(ids) - 1])

@@ -1,0 +1,169 @@
+"""Students cut from a teacher: what each way to cut loses at one size, before and after training, and how many tokens
+it saves beside a student from scratch.
+
+    python -m benchmarks.students --base smollm2 --model M.gguf --data DIR --steps 0 128     rows, through the pipeline
+    python -m benchmarks.students --pack DIR --model stories15M.bin --tokenizer T.model --keep 8192     to carry away
+    python -m benchmarks.students --curve --teacher DIR --device cuda --budget-s 450         token curves (see there)
+
+Rows are recipes (benchmarks.students_rows). Held-out figures are of the frozen student in float32 beside the teacher in
+the student's own tokens; bits per byte are of all of a text, so that they compare across vocabularies; LAMBADA and
+ARC-easy are answered by the shipped file through llama.cpp.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record, students_curve, students_rows, students_table
+
+NAME = "students"
+TASKS = ("lambada_openai", "arc_easy")
+Row = dict[str, Any]
+
+
+def run(arguments: argparse.Namespace) -> Row:
+    if arguments.curve:
+        return students_curve.run(arguments)
+    for seed in arguments.seeds:
+        for steps in arguments.steps:
+            for name in arguments.rows:
+                row = one(name, steps, seed, arguments)
+                record.append(NAME, row)
+                print(f"{name:24} {row['tokens']:9,} tokens, seed {seed}: KL {row['kl']:.4f}, loss {row['loss']:.4f}")
+    return {"kind": "end", "base": arguments.base, "rows": list(arguments.rows)}
+
+
+def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
+    from edgeslm.pipeline.run import run as run_recipe
+    from edgeslm.pipeline.stage import read_json
+    from edgeslm.progress import Progress
+    from edgeslm.recipe import Recipe
+
+    data = students_rows.recipe(
+        arguments.base, name, steps, seed, str(arguments.model), arguments.tokenizer, arguments.lr
+    )
+    data["threads"] = arguments.threads
+    if "vocabulary" in data["student"]:
+        data["student"]["vocabulary"]["text"] = arguments.count
+    if name == "scratch":
+        data["student"]["model"] = str(random_student(seed, arguments).resolve())
+    recipe = Recipe.model_validate(data)
+    share_stages(arguments.runs, recipe.name)
+    until = "export" if steps and arguments.data else "distill" if steps else "student"
+    root = run_recipe(recipe, Path.cwd(), arguments.runs, Progress(), until=until)
+    stages = read_json(root / "run.json")["stages"]
+    facts = read_json(root / stages["student"] / "importance.json")
+    trained = read_json(root / stages["distill"] / "summary.json") if steps else {}
+    held = trained["heldout"] if steps else []
+    loss = held[-1]["loss"] if held else facts["loss_after"]
+    kl = trained["kl_by_forward"]["float32"] if steps else facts["kl_after"]
+    return {
+        "kind": "row", "base": arguments.base, "row": name, "seed": seed, "tokens": recipe.tokens,
+        "lr": recipe.distill.train.lr, "student": told(data["student"]), "method": facts["method"],
+        "kept": facts.get("kept"), "parameters": facts["parameters_after"], "teacher_loss": facts["loss_before"],
+        "kl": kl, "loss": loss, "perplexity": math.exp(loss), "before": {"kl": facts["kl_after"],
+        "loss": facts["loss_after"]}, "held_out": held, "judged_tokens": facts["judged_tokens"],
+        "vocabulary": facts.get("vocabulary"), "bits": trained.get("bits"),
+        "tasks": answered(root, arguments) if steps and arguments.data else {}, "threads": arguments.threads,
+        "base_model": Path(arguments.model).name, "versions": record.versions("edgeslm", "torch", "transformers"),
+    }  # fmt: skip
+
+
+def told(student: Row) -> Row:
+    """Without the folders of this machine."""
+    plain = json.loads(json.dumps(student))
+    if "vocabulary" in plain:
+        plain["vocabulary"]["text"] = [Path(pattern).name for pattern in plain["vocabulary"]["text"]]
+    return {key: students_rows.RANDOM if key == "model" else value for key, value in plain.items()}
+
+
+def share_stages(runs: Path, name: str) -> None:
+    """Stages before training that another row has done are linked, and taken where their hash is the one looked for."""
+    (runs / name).mkdir(parents=True, exist_ok=True)
+    for stage in ("teacher", "data", "student"):
+        for done in runs.glob(f"{NAME}-*/{stage}-*/done.json"):
+            here = runs / name / done.parent.name
+            if not here.exists():
+                here.symlink_to(done.parent.resolve())
+
+
+def random_student(seed: int, arguments: argparse.Namespace) -> Path:
+    """A folder of new weights, of the shape of the student of fewer layers; its tokens are the teacher's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from edgeslm.models.load import describe, write_tokenizer
+    from edgeslm.models.source import resolve
+    from edgeslm.models.tokenizer import load_tokenizer
+
+    folder = arguments.runs / f"{NAME}-{arguments.base}-random-s{seed}"
+    if not (folder / "config.json").exists():
+        beside = Path(arguments.tokenizer) if arguments.tokenizer else None
+        source = resolve(str(arguments.model), Path.cwd(), None, beside)
+        config = {**describe(source).config, "num_hidden_layers": students_rows.BASES[arguments.base]["layers"]}
+        torch.manual_seed(seed)
+        kind = config.pop("model_type")
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**config, "dtype": "float32"}))
+        write_tokenizer(load_tokenizer(source), folder)
+        model.save_pretrained(folder)
+    return folder
+
+
+def answered(root: Path, arguments: argparse.Namespace) -> dict[str, Row]:
+    """{task: score of the student's file, of the teacher's, items}, through llama.cpp."""
+    from edgeslm import cli_eval
+    from edgeslm.progress import Progress
+
+    options = cli_eval.Options(
+        context=128, windows=1, tasks=TASKS, data=arguments.data, limit=arguments.limit, threads=arguments.threads
+    )
+    document = cli_eval.evaluate([str(root)], None, options, Progress())
+    (student,) = document["students"]
+    kept = document["retention"][student["name"]]["tasks"]
+    return {t["task"]: {k: t[k] for k in ("student", "teacher", "chance", "items")} for t in kept}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base", default="smollm2", choices=list(students_rows.BASES))
+    parser.add_argument("--model", help="the teacher's file")
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--rows", nargs="+", default=students_rows.NAMES, choices=students_rows.NAMES)
+    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="of 2,048 tokens; 0: before training")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--count", nargs="*", default=[], help="more text files that decide the tokens to keep")
+    parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files; without it no tasks are asked")
+    parser.add_argument("--limit", type=int, default=100, help="items of each task")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pack", type=Path, help="write the teacher there as a folder for --curve, and stop")
+    parser.add_argument("--keep", type=int, help="with --pack: so many tokens only")
+    curve = parser.add_argument_group("--curve")
+    curve.add_argument("--curve", action="store_true")
+    curve.add_argument("--teacher", type=Path, help="a folder that --pack wrote")
+    curve.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    curve.add_argument("--workers", type=int, default=8, help="processes that train at the same time")
+    curve.add_argument("--budget-s", type=float, default=450.0, help="trainings that do not fit are left out")
+    curve.add_argument("--lrs", type=float, nargs="+", default=[0.0005, 0.001, 0.002, 0.004])
+    curve.add_argument("--shape", type=json.loads, default=students_curve.SHAPE, help="of the pruned student")
+    curve.add_argument("--tokens", type=int, help="of the student from scratch; 20 a parameter otherwise")
+    curve.add_argument("--length", type=int, default=256)
+    curve.add_argument("--windows", type=int, default=512, help="held-out rows")
+    curve.add_argument("--batch", type=int, default=16384, help="tokens of a step from scratch")
+    curve.add_argument("--small-batch", type=int, default=4096, help="tokens of a step of pruned students")
+    curve.add_argument("--write-batch", type=int, default=8192, help="rows that the teacher writes together")
+    curve.add_argument("--tiny", action="store_true", help="no choices of what to cut, to see it run")
+
+
+if __name__ == "__main__":
+    if "--pack" in sys.argv:  # makes no figure
+        parser = argparse.ArgumentParser()
+        options(parser)
+        students_curve.pack(parser.parse_args())
+        raise SystemExit
+    record.main(NAME, run, students_table.show, options)

@@ -1,0 +1,165 @@
+"""What the records of `benchmarks.students` say: tables for people, a headline for machines."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+Row = dict[str, Any]
+BEST = ("influence", "influence_run", "loss", "greedy")  # choices by importance
+
+
+def headline(records: list[Row]) -> Row:
+    return {**saving(records), **importance(records), **vocabulary(records)}
+
+
+def of_last_run(records: list[Row]) -> tuple[Row | None, list[Row]]:
+    """(plan, finished trainings) of the last token curve that has a student from scratch."""
+    for plan in reversed([r for r in records if r["kind"] == "plan"]):
+        done = [r for r in records if r["kind"] == "training" and r["run"] == plan["run"] and "failed" not in r]
+        if any(r["arm"] == "scratch" and r["purpose"] == "figure" for r in done):
+            return plan, done
+    return None, []
+
+
+def saving(records: list[Row]) -> Row:
+    """N of the student from scratch over the tokens with which the pruned one has its held-out loss: between two
+    budgets by a straight line in the logarithm of tokens; a bound where the smallest budget is already enough."""
+    plan, done = of_last_run(records)
+    if plan is None:
+        return {}
+    (scratch,) = [r for r in done if r["arm"] == "scratch" and r["purpose"] == "figure"][-1:]
+    arm = sorted((r for r in done if r["arm"] == "pruned" and r["purpose"] == "figure"), key=lambda r: r["tokens"])
+    points = [(r["tokens"], r["loss"]) for r in arm]
+    needed = tokens_to(points, scratch["loss"])
+    found: Row = {
+        "token_saving": None if needed is None else scratch["tokens"] / needed,
+        "token_saving_is_bound": bool(points) and points[0][1] <= scratch["loss"],
+        "scratch": {k: scratch[k] for k in ("tokens", "loss", "kl", "lr", "parameters")},
+        "pruned": [{k: r[k] for k in ("tokens", "loss", "kl", "lr", "parameters")} for r in arm],
+    }
+    return found
+
+
+def tokens_to(points: list[tuple[int, float]], loss: float) -> float | None:
+    """Tokens at which a curve of (tokens, loss) comes down to `loss`; None where it does not."""
+    before: tuple[int, float] | None = None
+    for tokens, value in points:
+        if value <= loss:
+            if before is None or before[1] <= value:
+                return tokens
+            share = (before[1] - loss) / (before[1] - value)
+            return math.exp(math.log(before[0]) + share * (math.log(tokens) - math.log(before[0])))
+        before = (tokens, value)
+    return None
+
+
+def importance(records: list[Row]) -> Row:
+    """KL of layers chosen by importance over KL of layers at even distances: before training, and trained on as many
+    tokens; means over seeds, with the largest spread of either."""
+    found: Row = {}
+    for base, rows in choices(records).items():
+        best = [name for name in BEST if name in rows]
+        if not best or "even" not in rows:
+            continue
+        name = min(best, key=lambda n: mean(rows[n], "kl"))
+        told = {"choice": name, "after": mean(rows[name], "kl") / mean(rows["even"], "kl")}
+        told["before"] = mean_before(rows[name]) / mean_before(rows["even"])
+        told["spread"] = max(spread(rows[n], "kl") for n in (name, "even")) / mean(rows["even"], "kl")
+        if "first" in rows:
+            told["after_over_first"] = mean(rows[name], "kl") / mean(rows["first"], "kl")
+        found[base] = told
+    return {"importance_over_even": found} if found else {}
+
+
+def choices(records: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """{base: {choice: its rows, one a seed}} of the most tokens that all of a base's choices have."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    _, done = of_last_run(records)
+    for r in done:
+        if r["arm"].startswith("cut:"):
+            found.setdefault("curve", {}).setdefault(r["arm"].removeprefix("cut:"), []).append(r)
+    for base in dict.fromkeys(r["base"] for r in records if r["kind"] == "row"):
+        rows = [r for r in records if r["kind"] == "row" and r["base"] == base]
+        most = max((r["tokens"] for r in rows if r["row"] == "even"), default=0)
+        latest = {(r["row"], r["seed"]): r for r in rows if r["tokens"] == most}
+        for (name, _), r in latest.items():
+            found.setdefault(base, {}).setdefault(name, []).append(r)
+    return found
+
+
+def mean(rows: list[Row], key: str) -> float:
+    return statistics.fmean(r[key] for r in rows)
+
+
+def mean_before(rows: list[Row]) -> float:
+    return statistics.fmean(r["before"]["kl"] for r in rows)
+
+
+def spread(rows: list[Row], key: str) -> float:
+    return max(r[key] for r in rows) - min(r[key] for r in rows)
+
+
+def vocabulary(records: list[Row]) -> Row:
+    """Of the teacher in fewer tokens, the row with the fewest bits per byte after the most training."""
+    rows = [r for r in records if r["kind"] == "row" and r["row"].startswith("vocabulary") and r["vocabulary"]]
+    rows = [r for r in rows if r["base"] == "smollm2"] or rows
+    most = max((r["tokens"] for r in rows), default=0)
+    rows = [r for r in rows if r["tokens"] == most]
+    if not rows:
+        return {}
+    best = min(rows, key=bits)
+    told = best["vocabulary"]
+    spelled = best["bits"] or told["student"]
+    return {
+        "vocabulary_removed": 1 - told["kept"] / told["of"],
+        "vocabulary_bits_per_byte_ratio": bits(best) / told["whole_teacher"]["bits_per_byte"],
+        "vocabulary_tokens_per_byte_ratio": spelled["tokens_per_byte"] / told["whole_teacher"]["tokens_per_byte"],
+        "vocabulary_trained_tokens": best["tokens"],
+    }
+
+
+def bits(row: Row) -> float:
+    return float((row["bits"] or row["vocabulary"]["student"])["bits_per_byte"])
+
+
+def show(records: list[Row]) -> Row:
+    for line in lines(records):
+        print(line)
+    return {"token_saving": None, "importance_over_even": None, "vocabulary_removed": None,
+            "vocabulary_bits_per_byte_ratio": None, **headline(records)}  # fmt: skip
+
+
+def lines(records: list[Row]) -> list[str]:
+    return [*rows_table(records), *curve_table(records)]
+
+
+def rows_table(records: list[Row]) -> list[str]:
+    latest = {(r["base"], r["row"], r["tokens"], r["seed"]): r for r in records if r["kind"] == "row"}
+    if not latest:
+        return []
+    made = ["| teacher | cut | parameters | tokens trained | KL, nats/token | perplexity | bits/byte | tasks |"]
+    made.append("|---|---|---|---|---|---|---|---|")
+    for r in latest.values():
+        spelled = f"{bits(r):.4f}" if r["vocabulary"] else "–"
+        tasks = ", ".join(f"{name} {t['student']:.2f}/{t['teacher']:.2f}" for name, t in r["tasks"].items()) or "–"
+        size = f"{r['parameters'] / 1e6:.1f} M"
+        made.append(
+            f"| {r['base']} | `{r['row']}` | {size} | {r['tokens']:,} | {r['kl']:.4f} | {r['perplexity']:.2f} | "
+            f"{spelled} | {tasks} |"
+        )
+    return made
+
+
+def curve_table(records: list[Row]) -> list[str]:
+    plan, done = of_last_run(records)
+    if plan is None:
+        return []
+    made = ["", "| student | parameters | tokens | loss | KL, before training | KL |", "|---|---|---|---|---|---|"]
+    for r in sorted((r for r in done if r["purpose"] == "figure"), key=lambda r: (r["arm"], r["tokens"], r["seed"])):
+        made.append(
+            f"| `{r['arm']}` | {r['parameters'] / 1e6:.1f} M | {r['tokens']:,} | {r['loss']:.4f} | "
+            f"{r['before']['kl']:.4f} | {r['kl']:.4f} |"
+        )
+    return made

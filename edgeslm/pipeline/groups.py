@@ -1,0 +1,112 @@
+"""A codistillation's groups in a recipe: which of them this process trains, what each reads, where they meet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from edgeslm.errors import DataError, RecipeError
+from edgeslm.pipeline.stage import Context, digest
+from edgeslm.recipe import Recipe
+
+VARIABLE = "EDGESLM_GROUP"
+
+
+def own_group(recipe: Any) -> Any:
+    """The recipe of the group that it, or the environment, names: with a name, and so a run folder, of its own. Other
+    recipes are as they were. Raises RecipeError."""
+    if not isinstance(recipe, Recipe) or recipe.distill.scheme.kind != "codistill":
+        return recipe
+    scheme, told = recipe.distill.scheme, os.environ.get(VARIABLE)
+    group = scheme.group
+    if group is None and told:
+        if not told.isdigit() or int(told) >= scheme.groups:
+            raise RecipeError([f"{VARIABLE}={told}: is none of {scheme.groups} groups, which are counted from 0"])
+        group = int(told)
+    if group is None:
+        return recipe
+    distill = recipe.distill.model_copy(update={"scheme": scheme.model_copy(update={"group": group})})
+    return recipe.model_copy(update={"distill": distill, "name": f"{recipe.name}-group{group}"})
+
+
+def here(context: Context) -> tuple[int, ...]:
+    """The groups that this process trains; none where the scheme knows no groups."""
+    scheme = context.recipe.distill.scheme
+    if scheme.kind != "codistill":
+        return ()
+    return (scheme.group,) if scheme.group is not None else tuple(range(scheme.groups))
+
+
+def starts_apart(recipe: Recipe) -> bool:
+    """Whether copies begin with weights of their own, as the paper's do: those that are drawn and not a teacher's."""
+    part: Any = recipe.student
+    return recipe.distill.scheme.kind == "codistill" and part.kind == "scratch" and part.init.kind != "teacher"
+
+
+def own_start(context: Context, student: Any, group: int) -> Any:
+    """The student, with weights of its group's own where copies start apart; the first group has the stage's."""
+    if group and starts_apart(context.recipe):
+        from edgeslm.students import mup
+
+        init: Any = context.recipe.student.init  # type: ignore[union-attr]
+        mup.initialise(student, getattr(init, "base_width", None), init.std, context.recipe.seed + group)
+    return student
+
+
+def orders(context: Context, rows: Any) -> list[Any]:
+    """Indices of rows in the order that each group here reads them. Raises DataError where a group would get none."""
+    from edgeslm.data.order import order, shard
+
+    recipe = context.recipe
+    shares, count = [s.share for s in recipe.data.sources], recipe.distill.train.steps * recipe.batch_rows
+    scheme = recipe.distill.scheme
+    if scheme.kind != "codistill":
+        return [order(rows, shares, count, recipe.seed)]
+    if scheme.data == "same":
+        return [order(rows, shares, count, recipe.seed + group) for group in here(context)]
+    parts = [shard(rows, group, scheme.groups) for group in here(context)]
+    for part in parts:
+        empty = [name for i, name in enumerate(rows.sources) if not (part.source == i).any()]
+        if empty:
+            raise DataError(f"data.sources: {empty[0]} has fewer rows than there are groups ({scheme.groups})")
+    return [order(part, shares, count, recipe.seed) for part in parts]
+
+
+def exchange(context: Context, rows: Any, stage: Path) -> Any:
+    """Where this process's groups meet the others; None where the scheme knows no groups."""
+    from edgeslm.schemes.exchange import Exchange
+
+    scheme = context.recipe.distill.scheme
+    if scheme.kind != "codistill":
+        return None
+    return Exchange(folder(context, stage), common_hash(context, rows), here(context), orders(context, rows))
+
+
+def folder(context: Context, stage: Path) -> Path:
+    """As the recipe says; else inside the stage where one process trains all, and beside the run folders where each
+    group has its own."""
+    scheme: Any = context.recipe.distill.scheme
+    if scheme.folder is not None:
+        return context.base / Path(scheme.folder).expanduser()
+    if scheme.group is None:
+        return stage / "exchange"
+    shared = context.recipe.name.removesuffix(f"-group{scheme.group}")
+    return context.root.parent / f"{shared}-exchange"
+
+
+def common_hash(context: Context, rows: Any) -> str:
+    """Of what all groups must have in common: recipe, teacher and training rows. What things are called and where they
+    lie is each machine's own."""
+    import yaml
+
+    told = yaml.safe_load(context.recipe.training_yaml())
+    own = [(told, ("name", "device")), (told["teacher"], ("model", "tokenizer"))]
+    own += [(told["distill"]["scheme"], ("group", "folder"))]
+    own += [(source, ("paths", "seeds")) for source in told["data"]["sources"]]
+    for part, keys in own:
+        for key in keys:
+            part.pop(key, None)
+    text = hashlib.sha256(rows.ids.numpy().tobytes()).hexdigest()
+    return digest(told, context.source.sha256, text)

@@ -1,0 +1,222 @@
+"""Codistillation: copies that train on their own text and learn from each other's stale predictions (Anil et al.,
+arXiv:1804.03235, algorithm 1). Between them there is a folder of checkpoints and nothing else.
+
+One process trains one group, or all of them in turn; either way a group sees of its peers only what they wrote. Nothing
+a peer does stops a group: one that is late, dead or started anew teaches as it last was, what is damaged or of another
+recipe is passed over, and a folder that cannot be reached is tried again at the next exchange. Only `scheduled`, which
+makes the outcome a function of the recipe alone, waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from edgeslm.errors import DataError
+from edgeslm.schemes import exchange
+from edgeslm.schemes.exchange import Mark, Unusable
+from edgeslm.schemes.exchange_log import ExchangeLog
+from edgeslm.schemes.loop import Loop, Turn, on_grid, turns
+from edgeslm.schemes.objective import Objective, Term
+from edgeslm.schemes.step import Step, StepLog
+from edgeslm.teachers.base import Teacher
+from edgeslm.teachers.peer import PEERS, Beside, Shelf
+
+LOSS = {"kl": "forward_kl", "cross_entropy": "soft_cross_entropy"}
+POLL_S = 0.2
+
+
+def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
+    assert loop.exchange is not None
+    log, shelf = ExchangeLog(loop.folder, loop.ranks), Shelf(steps[0].model)
+    made = zip(loop.exchange.here, steps, loop.exchange.orders, strict=True)
+    groups = [Group(me, step, replace(loop, order=order), part, log, shelf) for me, step, order in made]
+    first = True
+    for turn in turns(loop, steps):
+        if first:
+            for group in groups:
+                group.begin(turn.index)
+            first = False
+        problems = meet(groups, turn.index, part, loop) if turn.index else []
+        logs = [group.update(turn, teacher) for group in groups]
+        turn.log = logs[0]
+        turn.notes = {
+            "peer_weight": peer_weight(part, turn.index, loop.train.steps),
+            "used": [used for group in groups for used in group.used_at(turn.index)],
+            **({"group_losses": [log.loss for log in logs]} if len(logs) > 1 else {}),
+            **({"exchange_problems": problems} if problems else {}),
+        }
+    finish(groups, part, loop)
+
+
+def peer_weight(part: Any, done: int, steps: int) -> float:
+    """Of the distillation term in the update after `done` of `steps`: nothing in the burn-in, then a ramp."""
+    start, ramp = round(part.burn_in * steps), round(part.ramp * steps)
+    return 0.0 if done < start else float(part.weight * min(1.0, (done - start + 1) / max(1, ramp)))
+
+
+def takes(part: Any, done: int, steps: int) -> bool:
+    """Whether groups look for their peers' checkpoints after `done` updates: with every exchange from the end of the
+    burn-in on, and then at once."""
+    start = round(part.burn_in * steps)
+    return done > 0 and done >= start and (done % part.exchange_every == 0 or done == start)
+
+
+def scheduled_step(part: Any, done: int) -> int:
+    """The checkpoint that a group learns from after `done` updates when exchange is scheduled; 0 for none yet."""
+    return max(0, (done - part.lag) // part.exchange_every * part.exchange_every)
+
+
+def meet(groups: Sequence[Group], done: int, part: Any, loop: Loop) -> list[str]:
+    """All write before any takes: in one process as between many. Returns what went wrong."""
+    problems = [p for group in groups for p in group.write(done)] if done % part.exchange_every == 0 else []
+    if takes(part, done, loop.train.steps):
+        problems += [p for group in groups for p in group.take(done, group.peers)]
+    for problem in problems:
+        loop.progress.say(f"  codistill: {problem}")
+    return problems
+
+
+def finish(groups: Sequence[Group], part: Any, loop: Loop) -> None:
+    """The last checkpoints are written; with `after: average` the first group here becomes the mean of all."""
+    done = loop.train.steps
+    if not done:
+        return
+    problems = [p for group in groups for p in group.write(done)]
+    if part.after == "average":
+        problems += groups[0].take(done, groups[0].others)
+        groups[0].become_mean()
+        if loop.ranks.first:
+            loop.measure(done)
+    for problem in problems:
+        loop.progress.say(f"  codistill: {problem}")
+
+
+class Group:
+    """One copy: its step, what it reads, and what it has of its peers."""
+
+    def __init__(self, me: int, step: Step, loop: Loop, part: Any, log: ExchangeLog, shelf: Shelf):
+        assert loop.exchange is not None
+        self.me, self.step, self.loop, self.part, self.log, self.shelf = me, step, loop, part, log, shelf
+        self.exchange = loop.exchange
+        self.others = [(me + i) % part.groups for i in range(1, part.groups)]
+        self.peers = self.others if part.learn_from == "all" else self.others[: part.learn_from]
+        self.used: dict[int, dict[str, Any]] = {}  # peer -> line of the log
+
+    def begin(self, done: int) -> None:
+        """Picks up what was in use when the run stopped; a run that starts at 0 removes what an earlier one wrote."""
+        if done == 0 and self.loop.ranks.first:
+            exchange.start_anew(self.exchange.folder, self.me)
+        self.used = {peer: line for peer, line in self.log.in_use(self.me, done).items() if peer in self.peers}
+
+    def write(self, done: int) -> list[str]:
+        if not self.loop.ranks.first:
+            return []
+        weights = {m.name: m.weight for m in self.step.masters.items}
+        mark = Mark(self.me, done, done * self.loop.batch_rows, self.exchange.recipe, "")
+        try:
+            exchange.publish(self.exchange.folder, mark, weights, self._kept())
+        except OSError as error:
+            if self.part.exchange == "scheduled":
+                raise
+            return [f"group {self.me} could not write step {done} ({error.strerror or error})"]
+        return []
+
+    def _kept(self) -> int:
+        """How many of its checkpoints stay: those that a scheduled peer may still ask for at the least."""
+        asked = 2 * self.part.lag // self.part.exchange_every + 3
+        return max(self.part.keep, asked) if self.part.exchange == "scheduled" else int(self.part.keep)
+
+    def take(self, done: int, peers: Sequence[int]) -> list[str]:
+        """Puts peers' checkpoints in use, the same once more where the log says what was taken at this step."""
+        before, problems = self.log.taken(self.me, done), list[str]()
+        for peer in peers:
+            line = before.get(peer) or self._look(peer, done)
+            problems += line["passed_over"]
+            if line["peer_step"] is not None:
+                self.used[peer] = line
+        self.log.forget(done - done % self.loop.train.checkpoint_every)
+        return problems
+
+    def _look(self, peer: int, done: int) -> dict[str, Any]:
+        """The first rank looks, all of them learn what it found."""
+        ranks = self.loop.ranks
+        mark, passed_over = ranks.told(self._found(peer, done) if ranks.first else None)
+        return self.log.add(self.me, done, peer, mark, passed_over)
+
+    def _found(self, peer: int, done: int) -> tuple[Mark | None, list[str]]:
+        if self.part.exchange == "scheduled":
+            return self._wait_for(peer, scheduled_step(self.part, done)), []
+        held, passed_over = self.used.get(peer), list[str]()
+        try:
+            for step in exchange.steps_of(self.exchange.folder, peer):
+                if held is not None and step <= held["peer_step"]:
+                    break
+                try:
+                    return self._fetch(peer, step), passed_over
+                except Unusable as error:
+                    passed_over.append(str(error))
+        except OSError as error:  # the folder is out of reach, or a file was removed under our eyes
+            passed_over.append(f"group {peer}: its checkpoints cannot be read ({error.strerror or error})")
+        if held is None:
+            return None, passed_over
+        return Mark(peer, held["peer_step"], held["position"], self.exchange.recipe, held["sha256"]), passed_over
+
+    def _fetch(self, peer: int, step: int) -> Mark:
+        folder, recipe = self.exchange.folder, self.exchange.recipe
+        return self.log.take_in(peer, lambda into: exchange.fetch(folder, peer, step, recipe, into))
+
+    def _wait_for(self, peer: int, step: int) -> Mark | None:
+        """Raises DataError for a peer that does not come, or whose checkpoint of that step is gone."""
+        if step == 0:
+            return None
+        end = time.monotonic() + self.part.patience_s
+        while not exchange.path_of(self.exchange.folder, peer, step).exists():
+            later = [s for s in exchange.steps_of(self.exchange.folder, peer) if s > step]
+            if time.monotonic() > end or len(later) >= self._kept():
+                what = "has removed" if later else f"has not written in {self.part.patience_s:g} s"
+                raise DataError(
+                    f"group {self.me} waits for step {step} of group {peer}, which that one {what}; start all groups, "
+                    "or use exchange: newest"
+                )
+            time.sleep(POLL_S)
+        return self._fetch(peer, step)
+
+    def used_at(self, done: int) -> list[dict[str, int]]:
+        """What teaches in the update after `done`; `age`: how many updates that peer was behind this group."""
+        found = [
+            {"group": self.me, "peer": peer, "step": line["peer_step"], "age": done - line["peer_step"]}
+            for peer, line in sorted(self.used.items())
+        ]
+        oldest = self.part.max_age
+        teaching = peer_weight(self.part, done, self.loop.train.steps) > 0
+        return [f for f in found if teaching and (oldest is None or f["age"] <= oldest)]
+
+    def update(self, turn: Turn, teacher: Teacher | None) -> StepLog:
+        batch, objective = self.loop.batch(turn.index), self.step.objective
+        self.shelf.keep(self.me, {line["sha256"] for line in self.used.values()})
+        peers = [self._teacher(used["peer"]) for used in self.used_at(turn.index)]
+        if not peers:
+            return self.step(batch, teacher, **turn.how)
+        weight = peer_weight(self.part, turn.index, self.loop.train.steps)
+        term = Term(LOSS[self.part.term], weight, {}, teacher=PEERS)
+        both = Objective((*objective.terms, term))
+        return self.step(batch, Beside(teacher, peers, self.step.view), **turn.how, objective=both)
+
+    def _teacher(self, peer: int) -> Teacher:
+        line = self.used[peer]
+        return self.shelf.teacher(line["sha256"], lambda: self.log.weights(line))
+
+    @torch.no_grad()
+    def become_mean(self) -> None:
+        """The mean of what all groups wrote last, as far as this one could read it."""
+        found = {peer: self.log.weights(line) for peer, line in self.used.items()}
+        for master in self.step.masters.items:
+            own = {self.me: master.weight.data} | {peer: weights[master.name] for peer, weights in found.items()}
+            ordered = [own[group].to(master.value).float() for group in sorted(own)]
+            master.value.data.copy_(torch.stack(ordered).mean(0))
+        self.step.masters.set_weights(grid=on_grid(self.loop, self.loop.train.steps - 1), refit=False)

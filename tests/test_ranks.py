@@ -1,0 +1,106 @@
+"""Several processes train one student: as one process does with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks_worker
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from edgeslm import parallel
+from edgeslm import recipe as recipes
+from edgeslm.data.batch import Batch
+from edgeslm.errors import RecipeError
+from edgeslm.pipeline import ranks as ranks_of_recipes
+from edgeslm.quantize.frozen import Frozen
+
+HERE = Path(__file__).parent
+SCHEMES = ["offline, features", "online, leader", "self, average", "blockwise", "codistill"]
+QUICK = (
+    "distill.train.steps=4", "data.sources=[{kind: text, paths: [learn.txt]}]", "benchmark=null", "quantize.start=0.5",
+    "student={kind: depth, layers: 3, importance_tokens: 64}", "evaluate.prompts=[]",
+)  # fmt: skip
+
+
+def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
+    command += list(map(str, arguments))
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """Every kind of loop: losses step by step, gradient norms, weights at the end; on the grid from the third step."""
+    done = torchrun(HERE / "ranks_worker.py", tmp_path / "two", *SCHEMES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in SCHEMES:
+        short = name.replace(" ", "-")
+        alone = ranks_worker.one(name, tmp_path / "one" / short, parallel.ALONE)
+        ours, theirs = (log(tmp_path / where / short) for where in ("two", "one"))
+        assert [line["ranks"] for line in ours] == [2] * len(theirs) and len(ours) == ranks_worker.STEPS
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=2e-3), name
+            assert a["terms"] == pytest.approx(b["terms"], rel=2e-2, abs=1e-3)
+        assert ours[1]["loss"] == pytest.approx(theirs[1]["loss"], rel=1e-5)  # before rounding can part them
+        assert ours[1]["grad_norm"] == pytest.approx(theirs[1]["grad_norm"], rel=1e-4)
+        found = load_file(tmp_path / "two" / f"{short}.safetensors")
+        far = [float((found[key] - value).abs().max()) for key, value in alone.items()]
+        assert found.keys() == alone.keys() and max(far) < 5e-3, (name, max(far))
+
+
+def test_a_recipe_is_run_by_two_processes(tmp_path):
+    path = tiny.recipe(tmp_path)
+    arguments = ["-m", "edgeslm", "run", path, *QUICK, "--runs", tmp_path / "runs", "--until", "export", "--quiet"]
+    done = torchrun(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    root = tmp_path / "runs" / "tiny"
+    stages = json.loads((root / "run.json").read_text())["stages"]
+    assert set(stages) == {"teacher", "data", "student", "distill", "export"} and len(list(root.glob("distill-*"))) == 1
+    told = json.loads((root / stages["distill"] / "ranks.json").read_text())
+    assert told["ranks"] == 2 and len(told["peak_memory_bytes"]) == 2
+    lines = log(root / stages["distill"])
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[0]["ranks"] == 2
+
+    from edgeslm.pipeline.run import run
+    from edgeslm.progress import Progress
+
+    alone = run(recipes.load(path, QUICK), tmp_path, tmp_path / "alone", Progress(quiet=True), until="distill")
+    (folder,) = alone.glob("distill-*")
+    assert folder.name != stages["distill"]  # sums of other parts have other last bits: another training
+    assert [line["loss"] for line in log(folder)] == pytest.approx([line["loss"] for line in lines], rel=2e-3)
+    frozen, other = Frozen.load(folder / "frozen"), Frozen.load(root / stages["distill"] / "frozen")
+    same = [(t.codes == other.tensors[n].codes).float().mean() for n, t in frozen.tensors.items() if t.codes.dim()]
+    assert torch.stack(same).mean() > 0.9
+    again = torchrun(*arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert json.loads((root / "run.json").read_text())["stages"] == stages
+
+
+def test_shares_are_all_rows_once():
+    batch = Batch(torch.arange(7)[:, None], torch.ones(7, 1), torch.arange(7))
+    shares = [parallel.Ranks(rank, 3).share(batch) for rank in range(3)]
+    assert torch.cat([s.ids for s in shares]).flatten().tolist() == list(range(7))
+    assert [len(s) for s in shares] == [2, 2, 3] and len(parallel.ALONE.share(batch)) == 7
+
+
+def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    path = tiny.recipe(tmp_path)
+    with pytest.raises(RecipeError) as error:
+        ranks_of_recipes.first(recipes.load(path, ["distill.on_policy={share: 0.5, prompt: 4}"]))
+    assert "4 rows a step leave some of 5 processes without any" in str(error.value)
+    assert "not shared out among processes" in str(error.value)
+    assert ranks_of_recipes.together() == [5]
+    monkeypatch.delenv("WORLD_SIZE")
+    assert ranks_of_recipes.first(recipes.load(path)) and ranks_of_recipes.together() == []

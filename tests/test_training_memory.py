@@ -1,0 +1,152 @@
+"""Estimates of memory against what autograd keeps, tensor by tensor; layers that are run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES as TINY
+from tiny import gradients, step_of
+from tiny import recipe as made_recipe
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from edgeslm import compute, cost
+from edgeslm import recipe as recipes
+from edgeslm import training_memory as memory
+from edgeslm.data.batch import Batch
+from edgeslm.design import families
+from edgeslm.errors import RecipeError
+from edgeslm.models.arch.base import plain
+from edgeslm.models.turned import straighten
+from edgeslm.pipeline import check_memory
+from edgeslm.pipeline.check import check
+from edgeslm.pipeline.stage import Context
+from edgeslm.progress import Progress
+from edgeslm.schemes import head_loss
+
+CLOSE = 0.12
+QWEN_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+QWEN_1B = QWEN_7B | {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+
+
+def student(family: str, dtype: torch.dtype) -> Any:
+    wanted = families.Wanted(128, 3, 4, family, kv_heads=None if family == "gpt2" else 2, ffn=384)
+    special = {"vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    keys = families.config_of(wanted, special, True, 512, 1e4)
+    config = AutoConfig.for_model(keys.pop("model_type"), **keys)
+    model = straighten(AutoModelForCausalLM.from_config(config)).to(dtype).eval()
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def kept_bytes(model: Any, ids: torch.Tensor) -> int:
+    """Of the storages that autograd keeps for the backward pass, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            seen[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _ = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_activations_are_what_autograd_keeps(family: str, dtype: torch.dtype) -> None:
+    model, ids = student(family, dtype), torch.randint(3, 300, (4, 96), generator=torch.Generator().manual_seed(0))
+    shape = plain(model.config)
+    step = memory.Step(4, 96, dtype.itemsize)
+    estimate = memory.parts(shape, None, step)["activations"]
+    assert estimate == pytest.approx(kept_bytes(model, ids), rel=CLOSE)
+
+
+def test_the_rest_is_counted_from_the_weights() -> None:
+    model = student("llama", torch.bfloat16)
+    n, shape = sum(p.numel() for p in model.parameters()), plain(model.config)
+    held = memory.parts(shape, shape, memory.Step(2, 16, 2))
+    assert (held["masters"], held["moments"], held["gradients"], held["weights"]) == (4 * n, 8 * n, 4 * n, 2 * n)
+    assert held["teacher"] > 2 * n and sum(held.values()) == memory.total(shape, shape, memory.Step(2, 16, 2))
+    assert "teacher" not in memory.parts(shape, None, memory.Step(2, 16, 2))
+    assert (memory.CHUNK_TOKENS, memory.GPU_CHUNK_BYTES) == (head_loss.CHUNK_TOKENS, head_loss.GPU_BYTES)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_layers_that_run_again_give_the_same_gradients_and_keep_less(family: str) -> None:
+    ids = torch.randint(3, 280, (4, 24), generator=torch.Generator().manual_seed(2))
+    batch, found, kept = Batch(ids, torch.ones(ids.shape), None), [], []
+    for again in (False, True):
+        model = TINY[family]()
+        if again:
+            compute.recompute_layers(model)
+        kept.append(kept_bytes(model, ids))
+        step = step_of(model, [{"loss": "cross_entropy"}])
+        found.append(gradients(step, batch, None))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(grad, found[1][1][name]) for name, grad in found[0][1].items())
+    assert kept[1] < kept[0] / 4
+    with torch.no_grad():
+        model.generate(ids[:1, :4], max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+def test_losses_on_layers_see_the_same_when_layers_run_again() -> None:
+    from edgeslm.teachers.live import LiveTeacher
+
+    ids, found = torch.randint(3, 280, (4, 24), generator=torch.Generator().manual_seed(2)), []
+    terms = [{"loss": "forward_kl"}, {"loss": "hidden", "layers": "last"}]
+    for again in (False, True):
+        model, teacher = TINY["llama"](), TINY["llama"](seed=1)
+        if again:
+            compute.recompute_layers(model)
+        step = step_of(model, terms, [teacher])
+        found.append(gradients(step, Batch(ids, torch.ones(ids.shape), None), LiveTeacher(teacher)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(grad, found[1][1][name]) for name, grad in found[0][1].items())
+
+
+def test_a_large_pair_on_a_small_card_is_told_what_would_fit() -> None:
+    """A 1.5B student of a 7B teacher in 24 GB: not as it is, not without moments in 8 bits and a smaller teacher."""
+    step = memory.Step(8, 1024, 2, gpu=True)
+    found = {what: size for what, size, _ in memory.alternatives(QWEN_1B, QWEN_7B, step)}
+    whole = memory.total(QWEN_1B, QWEN_7B, step)
+    assert cost.counts(QWEN_1B).total == pytest.approx(1.54e9, rel=0.01) and whole > 60e9
+    sizes = list(found.values())
+    assert sizes[0] < whole and found["both"] < sizes[0]
+    assert found["the same, and the teacher in 4 bits"] < found["the same, and the teacher in 8 bits"] < found["both"]
+    assert found["the same, and no teacher beside the student"] < 24e9 < found["both"]
+
+
+def test_check_prints_the_plan_and_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = recipes.load(made_recipe(tmp_path))
+    context = Context(loaded, tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True))
+    plan = dict(check(context).plan)
+    assert plan["memory to train (an estimate)"].startswith("4.0 MB: masters 444") and plan["memory there is"].endswith(
+        "enough"
+    )
+    monkeypatch.setattr(check_memory, "available_bytes", lambda context: 4.0e6)
+    plan = dict(check(context).plan)
+    assert "too little" in plan["memory there is"] and "fits" in plan["  distill.train.recompute: true"]
+    assert "not built in" in plan["  the same, and the teacher in 4 bits"]
+    with pytest.raises(RecipeError, match="set compile or recompute to false"):
+        recipes.load(made_recipe(tmp_path), ["distill.train.compile=true", "distill.train.recompute=true"])
