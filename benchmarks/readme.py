@@ -237,18 +237,17 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     wanted = filled(text)
     recipes = {path: commented(path, line) for path, line in recipe_comments().items()}
-    image = picture.draw(record.read("quickstart")[-1])
+    images = {picture.OUT: picture.draw(record.read("quickstart")[-1])}
     if "--check" in sys.argv:
-        same = all(path.read_text(encoding="utf-8") == comment for path, comment in recipes.items())
-        if wanted != text or not same or picture.OUT.read_text(encoding="utf-8") != image:
+        made = {**recipes, **images}
+        if wanted != text or any(path.read_text(encoding="utf-8") != said for path, said in made.items()):
             raise SystemExit(
                 "README.md, its picture or a recipe differs from the records; run python -m benchmarks.readme"
             )
         return
     README.write_text(wanted, encoding="utf-8")
-    for path, comment in recipes.items():
-        path.write_text(comment, encoding="utf-8")
-    picture.OUT.write_text(image, encoding="utf-8")
+    for path, said in {**recipes, **images}.items():
+        path.write_text(said, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,13 @@ HEADLINE = {
 }
 
 
+# written and tried, but not yet run in earnest: no figure of them stands anywhere
+AWAITING = {"devices", "mup", "parity", "students"}
+
+
 def test_every_benchmark_is_listed_here():
-    assert set(MODULES) == set(HEADLINE)
+    assert set(MODULES) == set(HEADLINE) | AWAITING
+    assert not any(record.read(name) for name in AWAITING)
 
 
 @pytest.mark.parametrize("name", sorted(HEADLINE))

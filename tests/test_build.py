@@ -188,6 +188,11 @@ def test_a_failing_command_says_its_error() -> None:
     with pytest.raises(RuntimeFailure, match=r"^it did not build \(x\.cpp:1: error: no such thing\)$"):
         build._run([sys.executable, "-c", code], "it did not build", heard.append)
     assert heard[0] == "[ 10%] fine\n"
+    killed = (
+        "print('[ 9%] fine'); print('make[3]: *** [a.o] Killed'); print('make: *** [all] Error 2'); raise SystemExit(2)"
+    )
+    with pytest.raises(RuntimeFailure, match=r"\(make\[3\]: \*\*\* \[a.o\] Killed\)"):
+        build._run([sys.executable, "-c", killed], "it did not build")
     with pytest.raises(RuntimeFailure, match=r"\(no message\)"):
         build._run([sys.executable, "-c", "raise SystemExit(1)"], "it did not build")
 

@@ -359,7 +359,8 @@ DECIDES_NOTHING = {
     "__init__.py", "__main__.py", "doctor.py", "errors.py", "progress.py", "recipe.py", "recipe_parts.py",
     "recipe_distill.py", "recipe_encoder.py", "pipeline/encoder_check.py", "pipeline/encoder_stages.py",
     "device_record.py", "fleet.py", "privacy.py", "statistics.py", "training_memory.py",
-    "recipe_scratch.py", "recipe_student.py", "recipe_text.py", "units.py", "pipeline/__init__.py", "pipeline/learned.py", "pipeline/run.py",
+    "recipe_scratch.py", "recipe_student.py", "recipe_text.py", "units.py", "pipeline/__init__.py",
+    "pipeline/learned.py", "pipeline/run.py",
 }  # fmt: skip
 SHOWS = ("report/", "cli/", "cli_", "insight/", "profiles/", "pipeline/check")
 SHOWS += tuple(f"design/{name}" for name in ("__init__", "device", "grids", "propose", "shapes", "teacher"))

@@ -15,6 +15,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
     "run": train.run,
     "check": train.check,
     "plan": train.plan,
+    "design": train.design,
     "export": ship.export,
     "eval": judge.evaluate,
     "bench": measure.bench,

@@ -90,3 +90,21 @@ def learned(
 
     options = cli_learned.Options(tuple(text or ()), layers, windows, length, margin, seed, threads)
     typer.echo(cli_learned.learned(runs, options, Progress(quiet or as_json), out, as_json))
+
+
+def design(
+    budget: Annotated[str, typer.Option(help="0.1B or 60M parameters, or 60MB of weights as shipped.")] = "0.1B",
+    device: Annotated[str, typer.Option(help="A profile such as pi5, or a document of bench --out.")] = "pi5",
+    bits: Annotated[int, typer.Option(help="Of a weight, about: 2, 3, 4, 5, 6 or 8.")] = 4,
+    context: Annotated[int, typer.Option(help="Positions that the cache must hold.")] = 1024,
+    vocabulary: Annotated[int | None, typer.Option(help="Tokens; the teacher's by default.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A model to cut the students out of; else from scratch.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Propose student shapes for a budget and a device, with what each would cost there, and a recipe's section.
+
+    Example:  edgeslm design --budget 0.1B --device pi5 --bits 4
+    """
+    from edgeslm import cli_design
+
+    typer.echo(cli_design.design(budget, device, bits, context, vocabulary, teacher, as_json))

@@ -214,7 +214,7 @@ def _build(target: Target, source: Path, part: Path, say: Say) -> None:
 
 
 def _run(command: list[str], sentence: str, hear: Say | None = None) -> None:
-    """Raises RuntimeFailure with the first line that speaks of an error, or the last one."""
+    """Raises RuntimeFailure with the first line that speaks of an error (make's begin with ***), or the last one."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
     )
@@ -226,7 +226,9 @@ def _run(command: list[str], sentence: str, hear: Say | None = None) -> None:
         lines.append(line.strip())
     if process.wait():
         spoken = [line for line in lines if line]
-        words = next((line for line in spoken if re.search(r"\berror\b", line, re.I)), (spoken or ["no message"])[-1])
+        words = next(
+            (line for line in spoken if re.search(r"\berror\b|\*\*\*", line, re.I)), (spoken or ["no message"])[-1]
+        )
         raise RuntimeFailure(f"{sentence} ({words})")
 
 

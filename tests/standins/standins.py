@@ -118,8 +118,12 @@ class Phone(StandIn):
         self.adb.write_text(f'#!/bin/sh\nexec nsenter -t {self.outer} --net -- adb "$@"\n')
         self.adb.chmod(0o755)
         self.serial = f"127.0.0.1:{self.port}"
-        waited(self._connects)
-        waited(lambda: subprocess.run(self.link().argv("exit 0"), capture_output=True, check=False).returncode == 0)
+        try:
+            waited(self._connects)
+            waited(lambda: subprocess.run(self.link().argv("exit 0"), capture_output=True, check=False).returncode == 0)
+        except AssertionError:
+            self.stop()
+            raise
 
     def _connects(self) -> bool:
         try:
