@@ -242,7 +242,7 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 def test_sections_are_there_in_order(page: Page) -> None:
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
-    assert ids == [name for name in SECTIONS if name not in ("formats", "retention")]  # neither a size nor tasks in it
+    assert ids == [name for name in SECTIONS if name not in ("formats", "retention", "peers")]  # not in it
     assert ids[0] == "headline"
 
 
