@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,8 +60,9 @@ class Job:
 
 
 def work(device: str, setups: Any, jobs: Any, results: Any) -> None:
-    """The life of a worker: while the text is made ready it loads what it needs; then a setup, and jobs until None."""
-    try:
+    """A worker: while the text is made ready it loads what it needs; then a setup, and jobs until None."""
+
+    def make() -> Bench:
         bare.stand_in()
         import torch
         from transformers import LlamaForCausalLM  # noqa: F401 (takes seconds)
@@ -70,16 +70,9 @@ def work(device: str, setups: Any, jobs: Any, results: Any) -> None:
         torch.zeros(1, device=device)
         setup = setups.get()
         torch.set_num_threads(setup.threads)
-        bench = Bench(setup)
-        results.put(("ready", None, None))
-    except Exception:
-        results.put(("broken", None, traceback.format_exc()))
-        return
-    for job in iter(jobs.get, None):
-        try:
-            results.put(("done", job, bench.train(job)))
-        except Exception:
-            results.put(("failed", job, traceback.format_exc()))
+        return Bench(setup)
+
+    bare.serve(make, jobs, results)
 
 
 class Bench:

@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks import methods_rows as rows
 from benchmarks import methods_table, record
+from benchmarks.recipe_rows import answered, share_stages
 
 NAME = "methods"
 COST_STEPS = 10
 WINDOWS = 128  # of held-out text, second half of each judged
-TASKS = ("lambada_openai", "arc_easy")
 Row = dict[str, Any]
 
 BASE = """
@@ -116,7 +116,7 @@ def one(name: str, seed: int, arguments: argparse.Namespace) -> Row:
 
     def context(recipe: Any) -> Any:
         """A context of the row whose stages before training are done."""
-        share_stages(runs, recipe.name)
+        share_stages(runs, NAME, recipe.name)
         root = run_recipe(recipe, base, runs, progress, until="student")
         made = Context(recipe, base, root, progress)
         for stage, folder in read_json(root / "run.json")["stages"].items():
@@ -124,7 +124,7 @@ def one(name: str, seed: int, arguments: argparse.Namespace) -> Row:
         return made
 
     recipe = weighted(name, seed, arguments, context)
-    share_stages(runs, recipe.name)
+    share_stages(runs, NAME, recipe.name)
     root = run_recipe(recipe, base, runs, progress, until="export")
     stages = read_json(root / "run.json")["stages"]
     distill = root / stages["distill"]
@@ -152,17 +152,6 @@ def one(name: str, seed: int, arguments: argparse.Namespace) -> Row:
         "base_model": Path(arguments.model).name,
         "versions": record.versions("edgeslm", "torch", "transformers"),
     }
-
-
-def share_stages(runs: Path, name: str) -> None:
-    """Stages before training are the same for most rows: what another row has done is linked, and taken where its hash
-    is the one looked for."""
-    (runs / name).mkdir(parents=True, exist_ok=True)
-    for stage in ("teacher", "data", "student"):
-        for done in runs.glob(f"{NAME}-*/{stage}-*/done.json"):
-            here = runs / name / done.parent.name
-            if not here.exists():
-                here.symlink_to(done.parent.resolve())
 
 
 def recorded(root: Path, stages: dict[str, str]) -> Row:
@@ -224,20 +213,6 @@ def from_frozen(frozen: Any) -> Any:
     return model.eval()
 
 
-def answered(root: Path, arguments: argparse.Namespace) -> dict[str, Row]:
-    """{task: score of the student's file, of the teacher's, items}, through llama.cpp."""
-    from edgeslm import cli_eval
-    from edgeslm.progress import Progress
-
-    options = cli_eval.Options(
-        context=128, windows=1, tasks=TASKS, data=arguments.data, limit=arguments.limit, threads=arguments.threads
-    )
-    document = cli_eval.evaluate([str(root)], None, options, Progress())
-    (student,) = document["students"]
-    kept = document["retention"][student["name"]]["tasks"]
-    return {t["task"]: {k: t[k] for k in ("student", "teacher", "chance", "items")} for t in kept}
-
-
 def cost(name: str, arguments: argparse.Namespace) -> Row:
     """Seconds and memory of a few steps of a row, beside forward_kl's in the same minute: machines are shared."""
     both = {}
@@ -264,7 +239,7 @@ def child(name: str, arguments: argparse.Namespace) -> Row:
 
     short = {"distill.train.steps": COST_STEPS, "name": f"{NAME}-cost-{name}"}
     recipe = recipe_of(name, 0, arguments, short)
-    share_stages(arguments.runs, recipe.name)
+    share_stages(arguments.runs, NAME, recipe.name)
     root = run_recipe(recipe, Path.cwd(), arguments.runs, Progress(quiet=True), until="distill")
     distill = root / read_json(root / "run.json")["stages"]["distill"]
     log = [json.loads(line) for line in (distill / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record, students_curve, students_rows, students_table
+from benchmarks.recipe_rows import answered, share_stages
 
 NAME = "students"
-TASKS = ("lambada_openai", "arc_easy")
 Row = dict[str, Any]
 
 
@@ -53,7 +53,7 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
     if name == "scratch":
         data["student"]["model"] = str(random_student(seed, arguments).resolve())
     recipe = Recipe.model_validate(data)
-    share_stages(arguments.runs, recipe.name)
+    share_stages(arguments.runs, NAME, recipe.name)
     until = "export" if steps and arguments.data else "distill" if steps else "student"
     root = run_recipe(recipe, Path.cwd(), arguments.runs, Progress(), until=until)
     stages = read_json(root / "run.json")["stages"]
@@ -82,16 +82,6 @@ def told(student: Row) -> Row:
     return {key: students_rows.RANDOM if key == "model" else value for key, value in plain.items()}
 
 
-def share_stages(runs: Path, name: str) -> None:
-    """Stages before training that another row has done are linked, and taken where their hash is the one looked for."""
-    (runs / name).mkdir(parents=True, exist_ok=True)
-    for stage in ("teacher", "data", "student"):
-        for done in runs.glob(f"{NAME}-*/{stage}-*/done.json"):
-            here = runs / name / done.parent.name
-            if not here.exists():
-                here.symlink_to(done.parent.resolve())
-
-
 def random_student(seed: int, arguments: argparse.Namespace) -> Path:
     """A folder of new weights, of the shape of the student of fewer layers; its tokens are the teacher's."""
     import torch
@@ -112,20 +102,6 @@ def random_student(seed: int, arguments: argparse.Namespace) -> Path:
         write_tokenizer(load_tokenizer(source), folder)
         model.save_pretrained(folder)
     return folder
-
-
-def answered(root: Path, arguments: argparse.Namespace) -> dict[str, Row]:
-    """{task: score of the student's file, of the teacher's, items}, through llama.cpp."""
-    from edgeslm import cli_eval
-    from edgeslm.progress import Progress
-
-    options = cli_eval.Options(
-        context=128, windows=1, tasks=TASKS, data=arguments.data, limit=arguments.limit, threads=arguments.threads
-    )
-    document = cli_eval.evaluate([str(root)], None, options, Progress())
-    (student,) = document["students"]
-    kept = document["retention"][student["name"]]["tasks"]
-    return {t["task"]: {k: t[k] for k in ("student", "teacher", "chance", "items")} for t in kept}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,18 +52,8 @@ class Job:
 
 
 def work(setup: Setup, jobs: Any, results: Any) -> None:
-    """The life of a worker: jobs in, results out, None ends it."""
-    try:
-        bench = Bench(setup)
-        results.put(("ready", None, None))
-    except Exception:
-        results.put(("broken", None, traceback.format_exc()))
-        return
-    for job in iter(jobs.get, None):
-        try:
-            results.put(("done", job, bench.train(job)))
-        except Exception:
-            results.put(("failed", job, traceback.format_exc()))
+    """A worker: jobs in, results out, None ends it."""
+    bare.serve(lambda: Bench(setup), jobs, results)
 
 
 class Bench:

@@ -24,7 +24,7 @@ from edgeslm.errors import RuntimeFailure
 from edgeslm.runtimes import npm
 from edgeslm.runtimes.native import cache_root
 
-MIRRORS = ("https://deb.debian.org/debian/", "https://archive.debian.org/debian/")
+APT = ("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages")
 TIMEOUT_S = 120
 CPP = "cpp"
 LIBS = "android/src/main/jniLibs"
@@ -99,9 +99,18 @@ def deb(package: Deb) -> Path:
     return kept
 
 
+def mirrors() -> list[str]:
+    """Where this machine's own apt gets packages from; a pool keeps those of releases apt was not set up for."""
+    try:
+        said = subprocess.run(APT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeFailure("apt does not say where Debian's packages are; run this on Debian") from error
+    return list(dict.fromkeys(line.rstrip("/") + "/" for line in said.split() if line.startswith("http")))
+
+
 def _download(package: Deb) -> bytes:
-    why = ""
-    for mirror in MIRRORS:
+    why = "apt names no mirror"
+    for mirror in mirrors():
         try:
             with urllib.request.urlopen(mirror + package.path, timeout=TIMEOUT_S) as answer:
                 data: bytes = answer.read()

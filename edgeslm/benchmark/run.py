@@ -25,6 +25,7 @@ from edgeslm.meters import METERS
 
 SAME_WARMTH_C = 2.0
 COOLING_LOOK_S = 1.0
+HERE = ("local", "browser")  # devices whose sensors are this machine's
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -47,9 +48,9 @@ def bench(
         raise DataError("; ".join(wrong))
     options = {"sysfs": root / "sys" if device.name == "local" else None, "watts_per_core": settings.watts_per_core}
     task = bench_task(prompt_ids, settings, int(device.facts.get("cores", 1)), options)
+    here = device.name in HERE
     if device.root is not None:
-        seen = root if device.name in ("local", "browser") else device.root
-        task["watch"] = watch_files(seen, settings.cpus, there="" if device.name in ("local", "browser") else "/")
+        task["watch"] = watch_files(root if here else device.root, settings.cpus)
     rng = random.Random(settings.seed)
     outcomes: dict[str, list[Outcome]] = {artifact.name: [] for artifact in artifacts}
     problems: dict[str, str] = {}
@@ -62,7 +63,7 @@ def bench(
                 continue
             if on_progress is not None:  # before the work, so that a hang has a name
                 on_progress(artifact.name, done, total)
-            if device.name in ("local", "browser"):
+            if here:
                 cool_down(root, state["temperature"][0] if state["temperature"] else None, settings.cool_s)
                 state["busy"].append(busy_cores(root))
                 state["temperature"].append(temperature_c(root))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.meters import METERS
+from edgeslm.meters.sensors.base import on_device
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,10 @@ def threads_of(settings: Settings, cores: int) -> int:
     return settings.threads or len(settings.cpus) or cores
 
 
-def watch_files(root: Path, cpus: tuple[int, ...] = (), there: str = "") -> dict[str, list[str]]:
-    """Clocks of the CPUs used and all thermal zones, as far as the device has them. `root` holds its small files;
-    `there` is what that folder is called on the device, where it is another one."""
+def watch_files(root: Path, cpus: tuple[int, ...] = ()) -> dict[str, list[str]]:
+    """Clocks of the CPUs used and all thermal zones, as far as the device has them, by their paths there; `root` holds
+    its small files."""
     clocks = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     used = [path for path in clocks if not cpus or int(path.parts[-3].removeprefix("cpu")) in cpus]
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-
-    def named(path: Path) -> str:
-        return there + path.relative_to(root).as_posix() if there else str(path)
-
-    return {"khz": [named(path) for path in used], "millicelsius": [named(path) for path in zones]}
+    return {"khz": [on_device(path, root) for path in used], "millicelsius": [on_device(path, root) for path in zones]}

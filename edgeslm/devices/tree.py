@@ -5,20 +5,10 @@ Outputs of commands lie in a copied tree under `edgeslm/`, named by the command'
 
 from __future__ import annotations
 
-from pathlib import Path
+from edgeslm.meters.sensors.base import said
+from edgeslm.meters.sensors.base import text as read_text
 
-
-def read_text(path: Path) -> str:
-    """A file's text, stripped; empty when it is not there or may not be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
-    except OSError:
-        return ""
-
-
-def said(root: Path, *argv: str) -> str:
-    """What a command answered when the tree was copied, empty when it was not asked."""
-    return read_text(root / "edgeslm" / "-".join(argv))
+__all__ = ["cpu_list", "number", "read_text", "said"]
 
 
 def number(text: str) -> int | None:

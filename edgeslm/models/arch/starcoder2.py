@@ -11,11 +11,6 @@ from edgeslm.errors import ModelError
 from edgeslm.models.arch import base
 
 NAME = "starcoder2"
-ENDS = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "model.norm.bias": "output_norm.bias",
-}
 WEIGHTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -49,14 +44,7 @@ def metadata(config: base.Config) -> dict[str, Any]:
 
 
 def names(config: base.Config) -> dict[str, str]:
-    found = dict(ENDS)
-    if not config.get("tie_word_embeddings", True):
-        found["lm_head.weight"] = "output.weight"
-    for layer in range(config["num_hidden_layers"]):
-        for ours, theirs in WEIGHTS.items():
-            for part in ("weight", "bias"):
-                found[f"model.layers.{layer}.{ours}.{part}"] = f"blk.{layer}.{theirs}.{part}"
-    return found
+    return {**base.tensor_names(config, tuple(WEIGHTS), WEIGHTS), "model.norm.bias": "output_norm.bias"}
 
 
 ARCH = base.Arch(
