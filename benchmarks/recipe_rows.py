@@ -23,7 +23,7 @@ def share_stages(runs: Path, benchmark: str, name: str) -> None:
 
 def answered(root: Path, arguments: argparse.Namespace) -> dict[str, Row]:
     """{task: score of the student's file, of the teacher's, items}, through llama.cpp."""
-    from edgeslm import cli_eval
+    from edgeslm.cli import eval as cli_eval
     from edgeslm.progress import Progress
 
     options = cli_eval.Options(

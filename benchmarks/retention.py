@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> Row:
     """One row a run, recorded as it comes; returns the record that sums up."""
     import yaml
 
-    from edgeslm import cli_eval
+    from edgeslm.cli import eval as cli_eval
     from edgeslm.progress import Progress
 
     for folder in arguments.run:

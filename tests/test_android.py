@@ -17,11 +17,12 @@ from test_bundle import WRONG, edit
 from test_bundle_template import TEMPLATES, renderer
 
 from android_demo.tools import shim
-from edgeslm import cli_bundle, cli_report
 from edgeslm.artifact import Artifact
 from edgeslm.benchmark.run import bench
 from edgeslm.benchmark.settings import Settings
-from edgeslm.cli_actions import artifact_of, tokenizer_of
+from edgeslm.cli import bundle as cli_bundle
+from edgeslm.cli import report as cli_report
+from edgeslm.cli.actions import artifact_of, tokenizer_of
 from edgeslm.data.chat import template_ids
 from edgeslm.devices.local import LocalDevice
 from edgeslm.errors import RuntimeFailure
@@ -31,6 +32,7 @@ from edgeslm.export.bundle_template import conversations, flatten
 from edgeslm.measurement import Measurement
 from edgeslm.models.stop import stop_ids
 from edgeslm.report import folder as report_folder
+from edgeslm.runtimes.base import WORKERS
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 WARM = {"temperature": 0.7, "top_k": 0, "top_p": 0.95, "seed": 3}
@@ -92,7 +94,7 @@ def test_random_numbers_are_numpy_s(jvm: Jvm):
 
 
 def test_ids_are_chosen_as_the_workers_choose(jvm: Jvm, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(Path(cli_bundle.__file__).parent / "runtimes/workers"))
+    monkeypatch.syspath_prepend(str(WORKERS))
     from tasks import sampler
 
     rng = np.random.default_rng(0)

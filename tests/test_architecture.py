@@ -22,15 +22,6 @@ TORCH_FREE |= {
     "benchmark",
     "report",
     "cli",
-    "cli_actions",
-    "cli_bench",
-    "cli_eval",
-    "cli_learned",
-    "cli_plan",
-    "cli_losses",
-    "cli_report",
-    "cli_design",
-    "cli_bundle",
     "design",
     "device_record",
     "doctor",
@@ -119,7 +110,7 @@ def test_a_machine_without_torch_can_bench_and_report():
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'onnx'): sys.modules[name] = None\n"
-        "from edgeslm.cli_actions import artifact_of\n"
+        "from edgeslm.cli.actions import artifact_of\n"
         "import edgeslm.benchmark, edgeslm.report, edgeslm.evaluate.closeness, edgeslm.recipe, edgeslm.cost\n"
         "try: artifact_of('nothing.gguf')\n"
         "except Exception as error: assert 'neither' in str(error), error\n"

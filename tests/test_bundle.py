@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tiny
 
-from edgeslm import cli_bundle
+from edgeslm.cli import bundle as cli_bundle
 from edgeslm.errors import DataError, EdgeSLMError, ExportError, ModelError
 from edgeslm.export import EXPORTERS, bundle, destinations
 from edgeslm.export.bundle_files import MANIFEST, PART, SEAL, is_safe

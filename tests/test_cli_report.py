@@ -16,7 +16,8 @@ import bench_documents as docs
 import pytest
 
 from benchmarks import devices, devices_picture
-from edgeslm import cli_report, device_record, fleet, privacy
+from edgeslm import device_record, fleet, privacy
+from edgeslm.cli import report as cli_report
 from edgeslm.errors import DataError
 from edgeslm.measurement import UnlikeRuns
 from edgeslm.report.blocks import Table

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from edgeslm import cost
-from edgeslm.cli_design import design
+from edgeslm.cli.design import design
 from edgeslm.design import grids, propose, shapes
 from edgeslm.design import teacher as teachers
 from edgeslm.design.device import look_up
@@ -190,7 +190,7 @@ def test_headers_of_files_are_read_without_torch(tmp_path: Path) -> None:
         teachers.shape_of(str(tmp_path / "m.bin"))
     code = (
         "import sys\nfor name in ('torch', 'transformers'): sys.modules[name] = None\n"
-        "from edgeslm.cli_design import design\n"
+        "from edgeslm.cli.design import design\n"
         f"print(design('30k', 'pi5', 8, 64, None, {str(tmp_path / 'llama.gguf')!r}, True))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

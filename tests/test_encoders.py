@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from edgeslm import recipe as recipes
-from edgeslm.cli_actions import export_again
+from edgeslm.cli.actions import export_again
 from edgeslm.data.batch import Batch
 from edgeslm.encoders import BODIES, SOURCES, judge, pixels, rows, students, tokens
 from edgeslm.encoders import model as models

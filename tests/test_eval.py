@@ -17,8 +17,8 @@ import test_harness as harness
 import tiny
 import torch
 
-from edgeslm import cli_eval
 from edgeslm.artifact import Artifact
+from edgeslm.cli import eval as cli_eval
 from edgeslm.errors import DataError, ModelError
 from edgeslm.evaluate import checks, prompted, tokens
 from edgeslm.evaluate.closeness import Scores

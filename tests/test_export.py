@@ -474,7 +474,7 @@ def test_exporting_again_replaces_and_gives_the_same_bytes(cases: dict[str, Case
 
 def test_an_untied_input_table_is_not_read_by_decoding(cases: dict[str, Case]) -> None:
     """What the exporters say of it, and what a file says by itself, on the command line too."""
-    from edgeslm.cli_actions import artifact_of
+    from edgeslm.cli.actions import artifact_of
 
     untied, floats = cases["llama-untied-q8_0"], cases["qwen2-untied-f32"]
     weights = VOCABULARY * 64

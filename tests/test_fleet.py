@@ -438,6 +438,6 @@ def test_a_record_is_read_line_by_line(written: Path, tmp_path: Path) -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, edgeslm.report.fleet, edgeslm.cli_report, edgeslm.device_record; sys.exit('torch' in sys.modules)"
+        "import sys, edgeslm.report.fleet, edgeslm.cli.report, edgeslm.device_record; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

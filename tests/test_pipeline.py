@@ -362,7 +362,7 @@ DECIDES_NOTHING = {
     "recipe_scratch.py", "recipe_student.py", "recipe_text.py", "units.py", "pipeline/__init__.py",
     "pipeline/learned.py", "pipeline/run.py",
 }  # fmt: skip
-SHOWS = ("report/", "cli/", "cli_", "insight/", "profiles/", "pipeline/check")
+SHOWS = ("report/", "cli/", "insight/", "profiles/", "pipeline/check")
 SHOWS += tuple(f"design/{name}" for name in ("__init__", "device", "grids", "propose", "shapes", "teacher"))
 
 

@@ -53,7 +53,7 @@ def evaluate(
 
     Example:  edgeslm eval runs/quickstart --tasks arc_easy,piqa --data tasks --at-least retention=0.9 --at-most kl=0.6
     """
-    from edgeslm import cli_eval
+    from edgeslm.cli import eval as cli_eval
     from edgeslm.progress import Progress
 
     options = cli_eval.Options(

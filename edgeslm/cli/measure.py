@@ -44,7 +44,7 @@ def bench(
 
     Example:  edgeslm bench student.gguf teacher-f32.gguf --on local --on ssh:pi@raspberrypi --energy 30 --out pi.json
     """
-    from edgeslm import cli_bench
+    from edgeslm.cli import bench as cli_bench
     from edgeslm.progress import Progress
 
     options = cli_bench.Options(
@@ -68,6 +68,6 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """A run's report anew (html, md, json), what differs between two, a page for a fleet, or the shared record."""
-    from edgeslm import cli_report
+    from edgeslm.cli import report as cli_report
 
     typer.echo(cli_report.report(paths, compare, fleet, add, to, out, as_json))

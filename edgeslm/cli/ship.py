@@ -29,11 +29,11 @@ def export(
 ) -> None:
     """Export a trained student again, and verify every tensor of the file bit for bit; or lay it out for others."""
     if bundle is not None or to is not None:
-        from edgeslm import cli_bundle
+        from edgeslm.cli import bundle as cli_bundle
 
         typer.echo(cli_bundle.export(run_folder, bundle, to, kind, out, part_size, licence, name, as_json))
         return
-    from edgeslm.cli_actions import export_again
+    from edgeslm.cli.actions import export_again
 
     result = export_again(run_folder, kind, out, accuracy_level)
     line = (
@@ -53,7 +53,7 @@ def chat(
     threads: Annotated[int, typer.Option(help="0 takes all cores.")] = 0,
 ) -> None:
     """Talk to an exported file or a teacher. Answers stream; an empty line or Ctrl-D ends it."""
-    from edgeslm.cli_actions import converse
+    from edgeslm.cli.actions import converse
 
     sampling = {"temperature": temperature, "top_p": top_p, "seed": seed}
     converse(model, system, max_new, sampling, context, threads)
@@ -70,13 +70,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 def formats(as_json: AsJson = False) -> None:
     """The number grids: bits, block, what each can do, which container holds it exactly, what runs it fast."""
-    from edgeslm.cli_actions import format_lines, format_table
+    from edgeslm.cli.actions import format_lines, format_table
 
     typer.echo(json.dumps(format_table(), indent=1) if as_json else "\n".join(format_lines()))
 
 
 def losses(as_json: AsJson = False) -> None:
     """What a recipe's objective and scheme may name: what each reads, its options, where it comes from."""
-    from edgeslm.cli_losses import document, lines
+    from edgeslm.cli.losses import document, lines
 
     typer.echo(json.dumps(document(), indent=1) if as_json else "\n".join(lines()))

@@ -66,7 +66,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Choose every tensor's format for the size a recipe gives (quantize.target), and show it. Trains nothing."""
-    from edgeslm.cli_plan import planned
+    from edgeslm.cli.plan import planned
 
     typer.echo(planned(recipe, overrides or [], runs, quiet, as_json))
 
@@ -85,7 +85,7 @@ def learned(
     as_json: AsJson = False,
 ) -> None:
     """What students learned, when, and by how straight a path (arXiv:2003.03622): runs side by side, and a page."""
-    from edgeslm import cli_learned
+    from edgeslm.cli import learned as cli_learned
     from edgeslm.progress import Progress
 
     options = cli_learned.Options(tuple(text or ()), layers, windows, length, margin, seed, threads)
@@ -105,6 +105,6 @@ def design(
 
     Example:  edgeslm design --budget 0.1B --device pi5 --bits 4
     """
-    from edgeslm import cli_design
+    from edgeslm.cli import design as cli_design
 
     typer.echo(cli_design.design(budget, device, bits, context, vocabulary, teacher, as_json))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeslm.cli_eval import OWN_TEXT
+from edgeslm.cli.eval import OWN_TEXT
 from edgeslm.errors import DataError
 from edgeslm.progress import Progress
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.artifact import Artifact
-from edgeslm.cli_actions import artifact_of, as_gguf, tokenizer_of
+from edgeslm.cli.actions import artifact_of, as_gguf, tokenizer_of
 from edgeslm.errors import DataError, ModelError
 from edgeslm.measurement import Measurement
 from edgeslm.models.stop import begin_id

@@ -89,7 +89,7 @@ def bench_files(
     """Every file on every device with the same prompt ids, so that no tokenizer is part of what is compared -> one
     document. A device that cannot be reached is a problem of that device; raises DeviceError when there is no other."""
     from edgeslm.benchmark.energy import energy
-    from edgeslm.cli_actions import artifact_of
+    from edgeslm.cli.actions import artifact_of
     from edgeslm.devices.open import opened
 
     artifacts = [artifact_of(m) for m in models]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeslm import units
 from edgeslm.artifact import Artifact, path_sha256
-from edgeslm.cli_actions import export_again, frozen_folder
+from edgeslm.cli.actions import export_again, frozen_folder
 from edgeslm.errors import DataError, ExportError
 
 if TYPE_CHECKING:
