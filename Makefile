@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/quickstart.yaml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup quickstart test lint proofs standins apk clean
+.PHONY: setup quickstart test lint native proofs standins apk clean
 
 quickstart:
 	@start=$$(date +%s); $(MAKE) --no-print-directory setup && $(BIN)/edgeslm run $(RECIPE) && \
@@ -28,8 +28,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint native
 	$(BIN)/python -m pytest -q --durations=10
+
+# The native worker, llama-bench and llama-perplexity, which some tests compare with; kept in the cache.
+native: setup
+	@$(BIN)/edgeslm devices build-runtime native || echo "test: the native worker could not be built; its tests are skipped"
 
 # Long proofs on real models: exactness, resume, tokenizers on all text. About an hour on two cores.
 proofs: setup

@@ -131,7 +131,7 @@ def table(entry: Row) -> str:
         lines.append("| " + " | ".join([*cells, f"{memory:.3f}" if memory else "–"]) + " |")
     return (
         "\n".join(lines) + f"\n\nOurs over theirs (1 is equal), median and range of {len(entry['rounds'])} alternating "
-        f"runs on {entry['model']}: {entry['prompt_tokens']} prompt tokens, {entry['new_tokens']} new ones, "
+        f"runs on {' and '.join(filter(None, (entry['model'], entry['onnx'])))}: {entry['prompt_tokens']} prompt tokens, {entry['new_tokens']} new ones, "
         f"{entry['threads']} threads. A Python worker's memory includes its interpreter."
     )
 

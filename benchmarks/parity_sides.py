@@ -132,7 +132,7 @@ def worker(side: str, setting: Setting, watch: bool) -> Row:
     }
     runtime = RUNTIMES[OURS[side][1]]
     path = setting.path(side)
-    job = runtime.job(path.name, str(path.resolve()), task, machine.facts(measure=False))
+    job = runtime.job(path.name, str(path.resolve()), task, machine.facts())
     (setting.scratch / "job.json").write_text(json.dumps(job.spec), encoding="utf-8")
     interpreter = [sys.executable] if runtime.host == "python" else []
     found = launch([*interpreter, str(job.worker), "job.json"], setting, side, watch)

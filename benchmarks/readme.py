@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     codistillation_table,
+    devices,
     encoders,
     evaluation,
     gkd_trainer,
@@ -21,6 +22,7 @@ from benchmarks import (
     grid_options,
     load_gguf,
     methods_table,
+    parity,
     picture,
     quality_ladder,
     quickstart,
@@ -179,6 +181,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "options": lambda: grid_options.table(record.read(grid_options.NAME)),
     "retention": lambda: retention.table(record.read(retention.NAME)),
     "encoders": lambda: encoders.table(record.read(encoders.NAME)),
+    "devices": lambda: devices.table(record.read(devices.NAME)),
+    "parity": lambda: parity.table(record.read(parity.NAME)[-1]),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)[-1]),
     "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),

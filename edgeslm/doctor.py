@@ -71,7 +71,7 @@ def _machine() -> list[Finding]:
     from edgeslm.devices.facts import facts
     from edgeslm.meters.energy import rails as readable_rails
 
-    known = facts(measure=False)
+    known = facts()
     memory = known.get("memory_bytes")
     free = shutil.disk_usage(Path.cwd()).free
     rails = [rail.name for rail in readable_rails()]

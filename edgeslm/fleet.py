@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.errors import DataError
-from edgeslm.measurement import Measurement
-from edgeslm.statistics import stand_in
+from edgeslm.measurement import Measurement, stand_in
 
 BENCH_SCHEMA, REPORT_SCHEMA = 2, 1
 QUALITY = ("kl", "perplexity", "top1_agreement")

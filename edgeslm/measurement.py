@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgeslm.errors import EdgeSLMError
 
 Kind = Literal["measured", "modelled", "estimated"]
+AT = ("prompt_tokens", "depth", "new_tokens", "phase", "tokens")  # of `extra`: what a figure was taken at
 
 
 class UnlikeRuns(EdgeSLMError):
@@ -102,21 +103,51 @@ def percentile(values: Iterable[float], q: float) -> float:
 
 def ratio(a: Measurement, b: Measurement) -> float:
     """Median of `a` over median of `b`. Raises UnlikeRuns unless only the artifact differs."""
+    alike(a, b)
+    return a.median / b.median
+
+
+def alike(a: Measurement, b: Measurement) -> None:
+    """Raises UnlikeRuns, with all that they differ in, unless it is the artifact only."""
+    if wrong := unlike(a, b):
+        raise UnlikeRuns(f"cannot compare {a.where.artifact} with {b.where.artifact} because of {'; '.join(wrong)}")
+
+
+def unlike(a: Measurement, b: Measurement) -> list[str]:
+    """In what two measurements differ besides their artifact, each with both sides; [] when they may be compared."""
+    found = ["a stand-in, whose figures say nothing about a device"] if stand_in(a) or stand_in(b) else []
     for name, left, right in (
         ("metric", a.metric, b.metric),
         ("unit", a.unit, b.unit),
         ("kind", a.kind, b.kind),
         ("coverage", a.covers, b.covers),
-        ("device", a.where.device.get("id"), b.where.device.get("id")),
-        ("runtime", (a.where.runtime, a.where.runtime_version), (b.where.runtime, b.where.runtime_version)),
-        ("job", a.where.job, b.where.job),
+        ("device", device_of(a), device_of(a) if same_device(a, b) else device_of(b)),
+        ("runtime", f"{a.where.runtime} {a.where.runtime_version}", f"{b.where.runtime} {b.where.runtime_version}"),
         ("threads", a.where.threads, b.where.threads),
+        *((f"job's {key}", a.where.job.get(key), b.where.job.get(key)) for key in _keys(a.where.job, b.where.job)),
+        *((key.replace("_", " "), a.extra.get(key), b.extra.get(key)) for key in AT),
     ):
-        if left != right:
-            raise UnlikeRuns(
-                f"cannot compare {a.where.artifact} with {b.where.artifact}: their {name} differs ({left} and {right})"
-            )
-    return a.median / b.median
+        if left != right and not (name == "job's threads" and a.where.threads != b.where.threads):
+            found.append(f"{name} ({left} and {right})")
+    return found
+
+
+def stand_in(m: Measurement) -> bool:
+    return bool(m.where.device.get("stand_in"))
+
+
+def same_device(a: Measurement, b: Measurement) -> bool:
+    return bool(a.where.device.get("id") == b.where.device.get("id"))
+
+
+def device_of(m: Measurement) -> str:
+    """Its id with the name a person knows it by."""
+    facts = m.where.device
+    return " ".join(str(facts[key]) for key in ("name", "id") if facts.get(key)) or "unnamed"
+
+
+def _keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys([*a, *b]))
 
 
 def dump(measurements: Iterable[Measurement], path: Path) -> None:

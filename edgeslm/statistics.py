@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
-from edgeslm.measurement import Measurement, UnlikeRuns
+from edgeslm.measurement import Measurement, alike
 
 CONFIDENCE = 0.95
 # Two rounds count as steady, and two honest programs on one file as equal, within this share (benchmark.Settings'
@@ -30,7 +30,6 @@ CONFIDENCE = 0.95
 # the order of linking or the size of the environment alone moves a program by as much or more (Mytkowicz, Diwan,
 # Hauswirth and Sweeney, "Producing Wrong Data Without Doing Anything Obviously Wrong!", ASPLOS 2009).
 BAND = 0.03
-AT = ("prompt_tokens", "depth", "new_tokens", "phase", "tokens")  # of `extra`: what a figure was taken at
 Verdict = Literal["higher", "lower", "no difference", "undecided"]
 
 
@@ -115,8 +114,7 @@ def ratio(a: Measurement, b: Measurement, paired: bool = False) -> Ratio | None:
     """`a` over `b`. `paired` where both come from the same rounds of one benchmark: process i of either ran in round i,
     so a drift of the machine falls on both and cancels (a randomised block design); otherwise Welch's interval. None
     where a value is not positive. Raises UnlikeRuns unless only the artifact differs."""
-    if wrong := unlike(a, b):
-        raise UnlikeRuns(f"cannot compare {a.where.artifact} with {b.where.artifact} because of {'; '.join(wrong)}")
+    alike(a, b)
     if min(*a.values, *b.values) <= 0:
         return None
     one, other = _logs(medians(a)), _logs(medians(b))
@@ -145,43 +143,6 @@ def ratio_of_means(a: Measurement, b: Measurement) -> Ratio | None:
     half = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     half *= math.hypot(errors[0] / a.median, errors[1] / b.median)
     return Ratio(math.exp(middle), math.exp(middle - half), math.exp(middle + half), plain.processes, False)
-
-
-def unlike(a: Measurement, b: Measurement) -> list[str]:
-    """In what two measurements differ besides their artifact, each with both sides; [] when they may be compared."""
-    found = ["a stand-in, whose figures say nothing about a device"] if stand_in(a) or stand_in(b) else []
-    for name, left, right in (
-        ("metric", a.metric, b.metric),
-        ("unit", a.unit, b.unit),
-        ("kind", a.kind, b.kind),
-        ("coverage", a.covers, b.covers),
-        ("device", device_of(a), device_of(a) if same_device(a, b) else device_of(b)),
-        ("runtime", f"{a.where.runtime} {a.where.runtime_version}", f"{b.where.runtime} {b.where.runtime_version}"),
-        ("threads", a.where.threads, b.where.threads),
-        *((f"job's {key}", a.where.job.get(key), b.where.job.get(key)) for key in _keys(a.where.job, b.where.job)),
-        *((key.replace("_", " "), a.extra.get(key), b.extra.get(key)) for key in AT),
-    ):
-        if left != right and not (name == "job's threads" and a.where.threads != b.where.threads):
-            found.append(f"{name} ({left} and {right})")
-    return found
-
-
-def stand_in(m: Measurement) -> bool:
-    return bool(m.where.device.get("stand_in"))
-
-
-def same_device(a: Measurement, b: Measurement) -> bool:
-    return bool(a.where.device.get("id") == b.where.device.get("id"))
-
-
-def device_of(m: Measurement) -> str:
-    """Its id with the name a person knows it by."""
-    facts = m.where.device
-    return " ".join(str(facts[key]) for key in ("name", "id") if facts.get(key)) or "unnamed"
-
-
-def _keys(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys([*a, *b]))
 
 
 def _logs(values: Sequence[float]) -> list[float]:

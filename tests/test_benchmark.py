@@ -11,8 +11,9 @@ import tiny_models as tiny
 
 from edgeslm.artifact import Artifact
 from edgeslm.benchmark import doubts
-from edgeslm.benchmark.run import bench, cool_down
+from edgeslm.benchmark.run import bench, cool_down, thermometer
 from edgeslm.benchmark.settings import Settings, watch_files
+from edgeslm.devices.facts import temperature_c
 from edgeslm.devices.fake import FakeDevice, Turn
 from edgeslm.devices.local import LocalDevice
 from edgeslm.errors import DataError
@@ -223,13 +224,28 @@ def test_cooling_down_waits_for_the_first_temperature(tmp_path: Path) -> None:
         (zone / "temp").write_text(f"{heat[len(waits)]}000\n")
 
     (zone / "temp").write_text("60000\n")
-    cool_down(tmp_path, 40.0, 30.0, sleep)
+    cool_down(lambda: temperature_c(tmp_path), 40.0, 30.0, sleep)
     assert len(waits) == 3  # 41 degrees is near enough to 40
     (zone / "temp").write_text("90000\n")
-    cool_down(tmp_path, 40.0, 3.0, lambda s: waits.append(s))
+    cool_down(lambda: temperature_c(tmp_path), 40.0, 3.0, lambda s: waits.append(s))
     assert len(waits) == 6  # gave up after three seconds
-    cool_down(tmp_path / "bare", 40.0, 30.0, sleep)
+    cool_down(lambda: temperature_c(tmp_path / "bare"), 40.0, 30.0, sleep)
     assert len(waits) == 6  # no sensor, nothing to wait for
+
+
+def test_a_device_behind_a_link_is_looked_at_again_while_it_cools(tmp_path: Path) -> None:
+    zone, heat = tmp_path / "sys/class/thermal/thermal_zone0", [60, 50, 40]
+    zone.mkdir(parents=True)
+
+    class Far(FakeDevice):
+        def refresh(self) -> Path:
+            (zone / "temp").write_text(f"{heat.pop(0)}000\n")
+            return tmp_path
+
+    waits: list[float] = []
+    cool_down(thermometer(Far(), Path("/")), 40.0, 30.0, waits.append)
+    assert heat == [] and len(waits) == 2
+    assert thermometer(FakeDevice(), Path("/"))() is None  # not this machine's warmth
 
 
 def test_clocks_and_thermal_zones_are_watched_where_they_are(tmp_path: Path) -> None:

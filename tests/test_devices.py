@@ -149,24 +149,23 @@ def test_facts_of_a_raspberry_pi(tmp_path: Path) -> None:
             "proc/loadavg": "0.42 0.10 0.05 1/100 1234\n",
         },
     )
-    found = facts.facts(root, measure=False)
+    found = facts.facts(root)
     assert found["cpu"] == "Raspberry Pi 5 Model B Rev 1.0, 2x Cortex-A76"
     assert found["cores"] == 2 and found["memory_bytes"] == 8245120 * 1024
     assert found["simd"] == ["asimd", "asimddp", "asimdhp"]
     assert found["os"] == "Debian GNU/Linux 12 (bookworm)" and found["kernel"] == "6.6.31+rpt-rpi-2712"
     assert found["governor"] == "ondemand" and found["last_level_cache_bytes"] == 2 << 20
     assert facts.temperature_c(root) == 51.0
-    assert "bandwidth_bytes_per_s" not in found
-    again = facts.facts(root, measure=False)
+    again = facts.facts(root)
     assert again["id"] == found["id"] and len(found["id"]) == 12
     (root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").write_text("performance")
-    assert facts.facts(root, measure=False)["id"] == found["id"]  # the clock's policy is not the machine
+    assert facts.facts(root)["id"] == found["id"]  # the clock's policy is not the machine
     (root / "proc/meminfo").write_text("MemTotal: 4000000 kB\n")
-    assert facts.facts(root, measure=False)["id"] != found["id"]
+    assert facts.facts(root)["id"] != found["id"]
 
 
 def test_facts_of_an_empty_tree_are_left_out(tmp_path: Path) -> None:
-    found = facts.facts(tmp_path, measure=False)
+    found = facts.facts(tmp_path)
     assert set(found) == {"name", "id"}
     assert facts.temperature_c(tmp_path) is None and facts.busy_cores(tmp_path, 0) is None
 
@@ -174,7 +173,7 @@ def test_facts_of_an_empty_tree_are_left_out(tmp_path: Path) -> None:
 def test_facts_of_this_machine_hold_no_host_name() -> None:
     import socket
 
-    found = facts.facts(measure=False)
+    found = facts.facts()
     assert found["cores"] >= 1 and found["memory_bytes"] > 1 << 28
     assert socket.gethostname() not in [str(value) for value in found.values()]
 
@@ -182,10 +181,6 @@ def test_facts_of_this_machine_hold_no_host_name() -> None:
 def test_cpu_lists() -> None:
     assert facts.cpu_list_count("0-3,6") == 5
     assert facts.cpu_list_count("") == 0
-
-
-def test_bandwidth_is_a_plausible_rate() -> None:
-    assert 1e8 < facts.bandwidth(1, 64 << 20, repeats=1) < 1e13
 
 
 def test_busy_cores_are_what_is_not_idle(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from edgeslm.evaluate.execute import EXACT, Outcome, execute
 from edgeslm.meters import METERS
 from edgeslm.runtimes import RUNTIMES, build
 
-FACTS = machine.facts(measure=False)
+FACTS = machine.facts()
 BUILT = build.sound(build.TARGETS["native"])
 needs_native = pytest.mark.skipif(not BUILT, reason="not built here: edgeslm devices build-runtime native")
 BENCH: dict[str, Any] = {

@@ -54,7 +54,7 @@ def test_the_script_reads_this_machine_as_it_is(shell: str, tmp_path: Path) -> N
     assert done.stderr == b""
     now = time.time()
     probe.write_tree(done.stdout, tmp_path, "here", (now - 1, now))
-    copied, here = facts.facts(tmp_path, measure=False), facts.facts(measure=False)
+    copied, here = facts.facts(tmp_path), facts.facts()
     for key in ("cpu", "machine", "memory_bytes", "page_bytes", "os", "kernel", "simd", "last_level_cache_bytes"):
         assert copied.get(key) == here.get(key), key
     assert probe.facts(tmp_path)["free_bytes"] > 0 and "clock_ahead_s" not in probe.facts(tmp_path)
@@ -65,7 +65,7 @@ def test_the_stream_becomes_a_tree_that_sensors_read(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("of the last look")
     probe.write_tree(stream(PI), tmp_path, "pi", NOW)
     assert not (tmp_path / "old").exists()
-    known = facts.facts(tmp_path, measure=False)
+    known = facts.facts(tmp_path)
     assert known["cpu"] == "Raspberry Pi 5 Model B Rev 1.0, 4x Cortex-A76" and known["machine"] == "aarch64"
     assert known["soc"] == "bcm2712"
     assert known["temperature_c"] == 48.3 and known["clusters"][0] == {"cpus": [0], "max_khz": 2400000, "core": CORE}
@@ -132,13 +132,13 @@ def test_batteries(tmp_path: Path) -> None:
 )
 def test_emulated_devices_are_told_from_real_ones(tmp_path: Path, files: dict[str, str]) -> None:
     real = {"edgeslm/uname--m": "aarch64", "proc/sys/kernel/arch": "aarch64", "proc/cpuinfo": PI["proc/cpuinfo"]}
-    assert "stand_in" not in facts.facts(tree(tmp_path / "real", real), measure=False)
-    assert facts.facts(tree(tmp_path / "other", real | files), measure=False)["stand_in"] is True
+    assert "stand_in" not in facts.facts(tree(tmp_path / "real", real))
+    assert facts.facts(tree(tmp_path / "other", real | files))["stand_in"] is True
 
 
 def test_a_32_bit_system_on_a_64_bit_kernel_is_real(tmp_path: Path) -> None:
     both = {"edgeslm/uname--m": "armv7l", "proc/sys/kernel/arch": "aarch64"}
-    assert "stand_in" not in facts.facts(tree(tmp_path, both), measure=False)
+    assert "stand_in" not in facts.facts(tree(tmp_path, both))
 
 
 def cpus(parts: list[str], khz: list[int], capacity: list[int] | None = None) -> dict[str, str]:
@@ -238,7 +238,7 @@ def test_wheels_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_listing_says_what_is_there_and_what_is_missing(tmp_path: Path) -> None:
     root = tree(tmp_path, PI | {"edgeslm/python3": json.dumps(PYTHON)})
-    known = facts.facts(root, measure=False) | {"clock_ahead_s": -7200, "free_bytes": 8_000_000_000}
+    known = facts.facts(root) | {"clock_ahead_s": -7200, "free_bytes": 8_000_000_000}
     one = listing.entry("ssh:pi", known, root, ("native", "python"))
     assert one.runs == ("GGUF files (native worker)", "ONNX files (Python worker)")
     assert any("PMIC rails" in line for line in one.measures) and "temperature while it runs" in one.measures
@@ -254,7 +254,7 @@ def test_a_listing_says_what_is_there_and_what_is_missing(tmp_path: Path) -> Non
 
 
 def test_a_bare_device_is_told_what_it_lacks(tmp_path: Path) -> None:
-    one = listing.entry("ssh:box", facts.facts(tmp_path, measure=False), tmp_path, ())
+    one = listing.entry("ssh:box", facts.facts(tmp_path), tmp_path, ())
     assert one.measures == () and one.runs == ()
     assert [line.partition(":")[0] for line in one.missing] == ["clocks", "temperature", "energy", "ONNX files"]
 

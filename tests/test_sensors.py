@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeslm.benchmark.energy import Recorder
+from edgeslm.devices.fake import FakeDevice
 from edgeslm.errors import DataError
 from edgeslm.meters.sensors import SENSORS, android_battery, external_csv, nvml, pi5_pmic, pixel_rails, rapl
 from edgeslm.meters.sensors.base import Sensor, number
@@ -381,3 +383,12 @@ def test_several_sensors_at_once_share_what_they_sample() -> None:
     samples = [[0.0, ["f", "g", "c", "d"]], [1.0, ["f"]]]
     assert of_sensor(b, planned, samples) == [[0.0, ["g", "d", "c"]], [1.0, [None, None, None]]]
     assert of_sensor(a, planned, samples)[0] == [0.0, ["f", "g", "c"]]
+
+
+def test_a_recording_that_left_nothing_costs_no_other_sensor_its_figure(tmp_path: Path) -> None:
+    rails = Sensor("pixel_rails", "rails", pixel_rails.read, recording=pixel_rails.recording(1.0))
+    recorder = Recorder(FakeDevice(), [rails], tmp_path, seconds=1.0)  # its transcript knows no such program
+    with recorder:
+        pass
+    traces, lost = recorder.traces()
+    assert traces == [] and len(lost) == 1 and "did not finish" in lost[0]

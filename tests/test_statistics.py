@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeslm import measurement
-from edgeslm.measurement import Measurement, UnlikeRuns, Where
+from edgeslm.measurement import Measurement, UnlikeRuns, Where, unlike
 from edgeslm.statistics import (
     BAND,
     by_process,
@@ -20,7 +20,6 @@ from edgeslm.statistics import (
     ratio,
     ratio_of_means,
     student_t,
-    unlike,
 )
 
 RUNS = 3

@@ -62,7 +62,9 @@ def energy(
             try:
                 with scratch(workdir) as folder, Recorder(device, sensors, folder, seconds) as recorder:
                     outcome = execute(device, artifact, task, folder, timeout_s=settings.timeout_s + settings.energy_s)
-                    readings, reasons = told_by(outcome, planned, sensors, recorder.traces(), meter)
+                    traces, lost = recorder.traces()
+                    readings, reasons = told_by(outcome, planned, sensors, traces, meter)
+                    reasons += lost
             except EdgeSLMError as error:
                 problems[artifact.name, f"energy: {error}"] = None
                 continue
@@ -145,15 +147,18 @@ class Recorder:
         with contextlib.suppress(EdgeSLMError):  # then there is no trace, and `traces` says so
             self.device.run([*recording.argv], self.seconds + LEAVING_S, stdin=[recording.stdin])
 
-    def traces(self) -> list[bytes]:
-        """Waits for the recordings to end and fetches them. Raises DeviceError when one left nothing."""
+    def traces(self) -> tuple[list[bytes], list[str]]:
+        """Waits for the recordings to end and fetches them -> (what they left, why others left nothing)."""
         self._join()
-        found = []
+        found, lost = [], []
         for at, recording in enumerate(self.recordings):
             local = self.folder / f"recording-{at}"
-            self.device.pull(recording.output, local)
-            found.append(local.read_bytes())
-        return found
+            try:
+                self.device.pull(recording.output, local)
+                found.append(local.read_bytes())
+            except EdgeSLMError as error:
+                lost.append(str(error))
+        return found, lost
 
     def _join(self) -> None:
         for thread in self._threads:

