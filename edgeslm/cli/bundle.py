@@ -71,17 +71,49 @@ def zipped(folder: Path, out: Path) -> None:
                 target.write(path.read_bytes())
 
 
-def deliver(run: Path, destination: str, out: Path | None, licence: str, name: str) -> dict[str, Any]:
-    """`--to`: the folder for ollama, onnxruntime-genai or a model hub. Raises ExportError, ModelError."""
+def deliver(
+    run: Path, destination: str, out: Path | None, licence: str, name: str, kind: str | None = None,
+    accuracy_level: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """`--to`: the folder for ollama, onnxruntime-genai, a model hub or optimum. Raises ExportError, ModelError."""
     from edgeslm.export import destinations
 
-    kind = "onnx" if destination == "genai" else "gguf"
     if destination not in destinations.DESTINATIONS:
         raise ExportError(f"--to {destination}: no such destination; known are {', '.join(destinations.DESTINATIONS)}")
-    artifact, frozen, origin = student_of(run, kind)
+    container = destinations.DESTINATIONS[destination][2]
+    if kind is not None and container not in ("any", kind):
+        raise ExportError(f"--to {destination} takes {container} and --kind says {kind}; leave --kind away")
     target = out or run / destination
+    if destination == "optimum":
+        return _for_optimum(run, target, licence, name, accuracy_level)
+    if accuracy_level is not None:
+        raise ExportError(f"--accuracy-level does not go with --to {destination}; it goes with --to optimum")
+    artifact, frozen, origin = student_of(run, kind or ("gguf" if container == "any" else container))
     destinations.write(destination, artifact, frozen, origin, target, licence, name)
     return {"path": str(target), "to": destination, "bytes": artifact.bytes}
+
+
+def _for_optimum(run: Path, target: Path, licence: str, name: str, accuracy_level: int | None) -> dict[str, Any]:
+    """A graph of its own, made and verified before its folder is."""
+    from edgeslm.export import destinations, optimum
+    from edgeslm.export.bundle import refuse_other_folder
+    from edgeslm.export.verify import verify
+    from edgeslm.quantize.frozen import Frozen
+
+    frozen = Frozen.load(frozen_folder(run))
+    level = 4 if accuracy_level is None else accuracy_level
+    if level not in (0, 4):
+        raise ExportError("--accuracy-level is 0 or 4")
+    refuse_other_folder(target, destinations.DESTINATIONS["optimum"][1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".edgeslm-", dir=target.parent) as work:
+        artifact = optimum.export(frozen, Path(work) / "onnx", accuracy_level=level)
+        found = verify(artifact, frozen, optimum.stored)
+        if found["exact"] != found["tensors"]:
+            raise ExportError(f"{target}: {found['first_mismatch']} differs from what was trained; it was not written")
+        destinations.write("optimum", artifact, frozen, origin_of(run, frozen, artifact), target, licence, name)
+    counts = {key: found[key] for key in ("tensors", "exact", "planned", "planned_exact")}
+    return {"path": str(target), "to": "optimum", "bytes": artifact.bytes, **counts}
 
 
 def student_of(run: Path, kind: str) -> tuple[Artifact, Any, Origin]:
@@ -162,8 +194,8 @@ def _sources(recipe: str) -> tuple[str, ...]:
 
 
 def export(
-    run: Path, into: Path | None, to: str | None, kind: str, out: Path | None, part_size: str | None, licence: str,
-    name: str, as_json: bool,
+    run: Path, into: Path | None, to: str | None, kind: str | None, out: Path | None, part_size: str | None,
+    licence: str, name: str, as_json: bool, accuracy_level: int | None = None,
 ) -> str:  # fmt: skip
     """What `edgeslm export` prints for `--bundle` or `--to`. Raises DataError for options that do not go together."""
     if into is not None and to is not None:
@@ -171,12 +203,15 @@ def export(
     if into is not None:
         if out is not None:
             raise DataError("--bundle names the place itself; leave --out away")
-        made = bundle(run, into, kind, part_size, licence, name)
+        if accuracy_level is not None:
+            raise DataError("--accuracy-level goes with --kind onnx alone; a bundle takes the run's own file")
+        made = bundle(run, into, kind or "gguf", part_size, licence, name)
         size = units.byte_count(made["bytes"])
         line = f"{made['path']}: {made['name']}, {made['files']} files, {size}, every one checked; {made['licence']}"
     else:
         if part_size is not None:
             raise DataError("--part-size goes with --bundle")
-        made = deliver(run, str(to), out, licence, name)
-        line = f"{made['path']}: ready for {made['to']}"
+        made = deliver(run, str(to), out, licence, name, kind, accuracy_level)
+        exact = f", {made['exact']} of {made['tensors']} tensors bitwise exact" if "exact" in made else ""
+        line = f"{made['path']}: ready for {made['to']}{exact}"
     return json.dumps(made, indent=1) if as_json else line

@@ -13,16 +13,16 @@ from edgeslm.cli.options import AsJson, Model
 
 def export(
     run_folder: Annotated[Path, typer.Argument(help="A run folder, or a frozen student inside one.")],
-    kind: Annotated[str, typer.Option("--kind", help="gguf or onnx.")] = "gguf",
+    kind: Annotated[str | None, typer.Option("--kind", help="gguf (the default) or onnx.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where to write; beside the run by default.")] = None,
     accuracy_level: Annotated[
-        int | None, typer.Option(help="ONNX only: 0 float32, 4 int8 activations (the default).")
+        int | None, typer.Option(help="ONNX, optimum: 0 float32, 4 int8 activations (the default).")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Write a checked bundle for apps: a folder, or one .zip file.")
     ] = None,
     part_size: Annotated[str | None, typer.Option(help="Cut a bundle's files above this size, such as 100MB.")] = None,
-    to: Annotated[str | None, typer.Option(help="Lay it out for ollama, genai or a hub-folder.")] = None,
+    to: Annotated[str | None, typer.Option(help="Lay it out for ollama, genai, optimum or a hub-folder.")] = None,
     licence: Annotated[str, typer.Option(help="The teacher's licence, where it is not known here.")] = "",
     name: Annotated[str, typer.Option(help="What the bundle or card calls the model.")] = "",
     as_json: AsJson = False,
@@ -31,11 +31,12 @@ def export(
     if bundle is not None or to is not None:
         from edgeslm.cli import bundle as cli_bundle
 
-        typer.echo(cli_bundle.export(run_folder, bundle, to, kind, out, part_size, licence, name, as_json))
+        given = (bundle, to, kind, out, part_size, licence, name, as_json, accuracy_level)
+        typer.echo(cli_bundle.export(run_folder, *given))
         return
     from edgeslm.cli.actions import export_again
 
-    result = export_again(run_folder, kind, out, accuracy_level)
+    result = export_again(run_folder, kind or "gguf", out, accuracy_level)
     line = (
         f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"
     )

@@ -14,11 +14,12 @@ RUNTIME_BYTES = 80 << 20  # code, buffers and tokenizer of a runtime, generously
 KV_BYTES = 2  # float16
 
 
-def card(manifest: dict[str, Any], terms: Terms, recipe: str = "", files: str = "") -> str:
-    """README.md of a hub folder, MODEL_CARD.md of a bundle. `files`: what lies beside it, where that needs a word."""
+def card(manifest: dict[str, Any], terms: Terms, recipe: str = "", files: str = "", library: str = "") -> str:
+    """README.md of a hub folder, MODEL_CARD.md of a bundle. `files`: what lies beside it, where that needs a word;
+    `library`: what runs it, where the format does not say."""
     model, origin = manifest["model"], manifest["origin"]
     lines = [
-        *_front(manifest, terms),
+        *_front(manifest, terms, library),
         f"# {manifest['name']}",
         "",
         f"A student of {units.count(model['parameters'])} parameters, distilled with EdgeSLM "
@@ -64,7 +65,7 @@ def needed_bytes(manifest: dict[str, Any]) -> int:
     return int(model["bytes"] + cache + RUNTIME_BYTES)
 
 
-def _front(manifest: dict[str, Any], terms: Terms) -> list[str]:
+def _front(manifest: dict[str, Any], terms: Terms, library: str) -> list[str]:
     base, model = manifest["origin"]["base_model"], manifest["model"]
     hub = f"base_model: {base}" if "/" in base and ":" not in base and base.count("/") == 1 else f"# teacher: {base}"
     return [
@@ -72,7 +73,7 @@ def _front(manifest: dict[str, Any], terms: Terms) -> list[str]:
         f"license: {terms.id if terms is not UNKNOWN else 'other'}",
         hub,
         "pipeline_tag: text-generation",
-        f"library_name: {'gguf' if model['format'] == 'gguf' else 'onnxruntime-genai'}",
+        f"library_name: {library or ('gguf' if model['format'] == 'gguf' else 'onnxruntime-genai')}",
         "tags: [edgeslm, distillation, " + f"{model['format']}, {model['grid']}]",
         "---",
         "",

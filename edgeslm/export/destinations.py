@@ -1,8 +1,9 @@
-"""`edgeslm export RUN --to ollama|genai|hub-folder`: the same student, laid out for whoever takes it next.
+"""`edgeslm export RUN --to ollama|genai|hub-folder|optimum`: the same student, laid out for whoever takes it next.
 
 ollama      student.gguf and a Modelfile: template, stop marks, sampling, licence
 genai       onnxruntime-genai's folder with the student's sampling in its genai_config.json
 hub-folder  a repository of a model hub, ready to upload: README.md (the card), LICENCE.md, the file, its tokenizer
+optimum     the same with a graph of optimum's in onnx/, for `ORTModelForCausalLM` and transformers.js
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgeslm.export.bundle_card import card
 from edgeslm.export.bundle_files import LICENCE
 from edgeslm.export.bundle_template import Flat
 from edgeslm.export.describe import tokenizer_folder
+from edgeslm.export.optimum_config import config_for_all, files_note, tokenizer_for_all
 from edgeslm.export.place import put_in_place
 from edgeslm.export.terms import Terms, terms_of
 from edgeslm.export.terms import text as licence_text
@@ -124,13 +126,34 @@ def _hub(folder: Path, artifact: Artifact, frozen: Frozen, manifest: dict[str, A
         told += f"`{name}-{manifest['model']['grid']}.gguf`, for llama.cpp and what embeds it."
     shutil.copytree(tokenizer_folder(frozen), folder, dirs_exist_ok=True)
     kept = {k: v for k, v in frozen.config.items() if k not in ("_name_or_path", "quantization_config")}
-    (folder / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    generation = {
+    _write_json(folder / "config.json", kept)
+    _write_json(folder / "generation_config.json", _generation(manifest))
+    (folder / "README.md").write_text(card(manifest, terms, recipe, told), encoding="utf-8")
+
+
+def _optimum(
+    folder: Path, artifact: Artifact, frozen: Frozen, manifest: dict[str, Any], terms: Terms, recipe: str
+) -> None:
+    shutil.copytree(artifact.path, folder / "onnx")
+    tokenizer_for_all(tokenizer_folder(frozen), folder)
+    # without a word of it transformers.js looks for another file in a browser, and for no second one beside it
+    names = {"transformers.js_config": {"dtype": "fp32", "use_external_data_format": True}}
+    _write_json(folder / "config.json", config_for_all(frozen.config) | names)
+    _write_json(folder / "generation_config.json", _generation(manifest))
+    text = card(manifest, terms, recipe, files_note(frozen.config), "transformers.js")
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _generation(manifest: dict[str, Any]) -> dict[str, Any]:
+    """generation_config.json: what `edgeslm chat` uses unless told otherwise."""
+    return {
         "do_sample": True, "eos_token_id": manifest["stop_ids"], "max_new_tokens": manifest["generation"]["max_new"],
         **{key: manifest["generation"][key] for key in ("temperature", "top_p")},
     }  # fmt: skip
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(manifest, terms, recipe, told), encoding="utf-8")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # destination -> what lays it out, the file by which its folder is known again, the container it takes
@@ -138,4 +161,5 @@ DESTINATIONS: dict[str, tuple[Lay, str, str]] = {
     "ollama": (_ollama, "Modelfile", "gguf"),
     "genai": (_genai, "genai_config.json", "onnx"),
     "hub-folder": (_hub, "README.md", "any"),
+    "optimum": (_optimum, "README.md", "onnx"),
 }

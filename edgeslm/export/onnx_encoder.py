@@ -1,11 +1,7 @@
 """ONNX folder of an encoder: the graph that torch.onnx traces, its planned weights swapped for the frozen integers by
-the same swapper as a language model's (onnx_weights.Filler).
+the same swapper as a language model's (onnx_traced, onnx_weights.Filler).
 
 OUT/model.onnx  OUT/model.onnx.data  OUT/encoder.json (task, inputs)  and the tokenizer files
-
-torch's tracer keeps parameter names and turns a linear layer into Transpose, MatMul, Add, or into Gemm:
-
-    x [.., K] · Transpose(w [N, K]) + b    ->    MatMulNBits(x, codes, scales) + b
 """
 
 from __future__ import annotations
@@ -26,12 +22,11 @@ from edgeslm.artifact import Artifact, path_bytes
 from edgeslm.errors import ExportError
 from edgeslm.export.describe import describe, is_planned
 from edgeslm.export.onnx import refuses
+from edgeslm.export.onnx_traced import open_holes
 from edgeslm.export.place import put_in_place
 from edgeslm.quantize.frozen import Frozen
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto
-
     from edgeslm.export.verify import Stored
 
 OPSET = 17
@@ -56,7 +51,7 @@ def export(
     with put_in_place(out, GRAPH_BYTES + 2 * frozen.weight_bytes + path_bytes(frozen.tokenizer)) as part:
         shutil.copytree(frozen.tokenizer, part)
         model = onnx.load_from_string(_trace(module, example))
-        floats = _open_holes(model.graph, frozen)
+        floats = open_holes(model.graph, frozen)
         with (part / "model.onnx.data").open("wb") as file:
             data = DataFile(file, "model.onnx.data")
             filler = Filler(frozen, data, accuracy_level, rename=str)
@@ -100,53 +95,6 @@ def _trace(module: nn.Module, example: dict[str, Tensor]) -> bytes:
             dynamo=False,
         )
     return made.getvalue()
-
-
-def _open_holes(graph: GraphProto, frozen: Frozen) -> set[str]:
-    """Makes every planned weight a hole of the shape the swapper expects and writes the others; returns these.
-    Raises ExportError where a planned weight is used in another way."""
-    from onnx import TensorProto, numpy_helper
-
-    planned = {name for name, tensor in frozen.tensors.items() if is_planned(tensor)}
-    there = {t.name for t in graph.initializer}
-    if missing := sorted(frozen.tensors.keys() - there):
-        raise ExportError(f"{missing[0]} is in the student and not in the traced graph; it would not be shipped")
-    turned = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in planned}
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "Transpose" and node.output[0] in turned:
-            continue
-        nodes += _plain(node, turned, planned)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    products = {name for n in graph.node if n.op_type == "MatMul" for name in n.input if name in planned}
-    for tensor in graph.initializer:
-        if tensor.name in planned:
-            shape = list(frozen.tensors[tensor.name].shape)
-            hole = TensorProto(name=tensor.name, data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
-            hole.dims.extend(reversed(shape) if tensor.name in products else shape)
-            tensor.CopyFrom(hole)
-        elif tensor.name in frozen.tensors:
-            tensor.CopyFrom(numpy_helper.from_array(frozen.tensors[tensor.name].decode().numpy(), tensor.name))
-    return set(frozen.tensors) - planned
-
-
-def _plain(node: NodeProto, turned: dict[str, str], planned: set[str]) -> Iterator[NodeProto]:
-    """A product reads the weight itself; Gemm becomes a product and a sum."""
-    from onnx import helper
-
-    inputs = [turned.get(name, name) for name in node.input]
-    if node.op_type != "Gemm" or inputs[1] not in planned:
-        del node.input[:]
-        node.input.extend(inputs)
-        yield node
-        return
-    if {a.name: helper.get_attribute_value(a) for a in node.attribute} != {"alpha": 1.0, "beta": 1.0, "transB": 1}:
-        raise ExportError(f"{inputs[1]}: node {node.name} is a Gemm that is no linear layer; it has no ONNX export yet")
-    place = node.name.removesuffix("/Gemm")
-    product = f"{place}/MatMul_output_0"
-    yield helper.make_node("MatMul", inputs[:2], [product], name=f"{place}/MatMul")
-    yield helper.make_node("Add", [product, inputs[2]], list(node.output), name=f"{place}/Add")
 
 
 def stored(folder: Path, frozen: Frozen) -> Iterator[Stored]:

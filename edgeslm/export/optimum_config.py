@@ -1,0 +1,71 @@
+"""config.json and tokenizer files that transformers 4, transformers 5 and transformers.js all read alike.
+
+transformers 5 keeps rotary positions in `rope_parameters` and names its tokenizers' classes anew; the older one, which
+optimum stands on, reads `rope_theta`, `rope_scaling` and `PreTrainedTokenizerFast` (tokenizer.json as it is), and falls
+back to its defaults where they are missing. transformers.js reads the chat template in tokenizer_config.json only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+DROPPED = ("_name_or_path", "quantization_config", "transformers_version", "id2label", "label2id")
+ELSEWHERE = ("rope_theta", "partial_rotary_factor")  # keys of `rope_parameters` with places of their own
+OWN_HEAD_SIZE = ("gemma3_text",)  # families whose `head_dim` ORTModelForCausalLM 0.1.0 reads
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def config_for_all(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says, in the older words beside the newer ones."""
+    kept = {k: v for k, v in config.items() if k not in DROPPED}
+    kept |= {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]], "dtype": "float32"}
+    rope = config.get("rope_parameters")
+    if not rope:
+        return kept
+    if SLIDING in rope:  # Gemma: layers of two kinds
+        kept["rope_local_base_freq"] = rope[SLIDING]["rope_theta"]
+        rope = rope[FULL]
+    kept["rope_theta"] = rope["rope_theta"]
+    if rope.get("partial_rotary_factor") is not None:
+        kept["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    scaling = {k: v for k, v in rope.items() if k not in ELSEWHERE}
+    kept["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    return kept
+
+
+def tokenizer_for_all(source: Path, folder: Path) -> None:
+    """Copies a tokenizer in transformers' layout, its config in words that all three read."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    told.pop("backend", None)
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(more := told.pop("extra_special_tokens", None), list):
+        told["additional_special_tokens"] = [*told.get("additional_special_tokens", []), *more]
+    elif more:
+        told["extra_special_tokens"] = more
+    if template.is_file():
+        told["chat_template"] = template.read_text(encoding="utf-8")
+    path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def files_note(config: Mapping[str, Any]) -> str:
+    """What a card says of the folder."""
+    told = (
+        "`onnx/model.onnx` with `onnx/model.onnx_data` is a graph of optimum's exporter that holds the trained codes; "
+        "it computes in float32, and that is all its name says. `ORTModelForCausalLM.from_pretrained(FOLDER)` and "
+        "transformers.js's `pipeline('text-generation', FOLDER)` find it there."
+    )
+    each = config["hidden_size"] // config["num_attention_heads"]
+    if config["model_type"] not in OWN_HEAD_SIZE and (config.get("head_dim") or each) != each:
+        told += (
+            f" `ORTModelForCausalLM` of optimum-onnx 0.1.0 cannot run it: that version takes a head for {each} wide, "
+            f"and these are {config['head_dim']}."
+        )
+    return told
