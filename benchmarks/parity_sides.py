@@ -60,6 +60,7 @@ def launch(command: list[str], setting: Setting, side: str, watch: bool) -> Row:
         group = setting.cgroup / f"parity-{os.getpid()}"
         group.mkdir()
         forget(setting.path(side))
+        forget(Path(command[0]))
     try:
         with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as words:
             process = subprocess.Popen(

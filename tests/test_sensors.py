@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgeslm.benchmark.energy import Recorder
 from edgeslm.devices.fake import FakeDevice
 from edgeslm.errors import DataError
-from edgeslm.meters.sensors import SENSORS, android_battery, external_csv, nvml, pi5_pmic, pixel_rails, rapl
+from edgeslm.meters.sensors import SENSORS, amd, android_battery, external_csv, nvml, pi5_pmic, pixel_rails, rapl
 from edgeslm.meters.sensors.base import Sensor, number
 from edgeslm.meters.sensors.look import found, missing, of_sensor, plan
 from edgeslm.meters.sensors.protobuf import fields
@@ -63,7 +63,16 @@ def only(root: Path, kind: str) -> Sensor:
 
 
 def test_table_and_an_empty_tree(tmp_path: Path) -> None:
-    assert list(SENSORS) == ["rapl", "pi5_pmic", "android_battery", "pixel_rails", "nvml", "apple", "external_csv"]
+    assert list(SENSORS) == [
+        "rapl",
+        "pi5_pmic",
+        "android_battery",
+        "pixel_rails",
+        "nvml",
+        "amd",
+        "apple",
+        "external_csv",
+    ]
     assert found(tmp_path) == []
     assert set(missing(tmp_path)) == set(SENSORS) and all(missing(tmp_path).values())
 
@@ -345,9 +354,48 @@ def test_graphics_processors_through_their_library(tmp_path: Path, monkeypatch: 
     assert new.read(['[{"name": "x", "joules": NaN, "watts": null}]']) is None
 
 
+FAKE_AMDSMI = """
+class AmdSmiException(Exception): pass
+def amdsmi_init(): pass
+def amdsmi_get_processor_handles(): return [0, 1, 2]
+def amdsmi_get_gpu_asic_info(card):
+    if card == 2: raise AmdSmiException("Not Supported")
+    return {"market_name": f"card {card}"}
+def amdsmi_get_energy_count(card):
+    if card == 2: raise AmdSmiException("Not Supported")
+    key = "energy_accumulator" if card == 0 else "power"
+    return {key: 2_000_000, "counter_resolution": 15.5, "timestamp": 1}
+def amdsmi_get_power_info(card): return {"average_socket_power": "N/A", "current_socket_power": 90}
+"""
+
+
+def test_amds_counters_through_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ROCm names the counter now, as it did before 6.2, and a card that has none."""
+    (tmp_path / "amdsmi.py").write_text(FAKE_AMDSMI)
+    run = subprocess.run(
+        amd.PROBE, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    new, old, bare = amd.look(Path("/"))[0]
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    assert (new.covers, bare.covers) == ("graphics processor 0 (card 0)", "graphics processor 2 (AMD)")
+    samples = [sensor.read([run.stdout]) for sensor in (new, old, bare)]
+    assert [(s.joules, s.watts) for s in samples if s] == [(31.0, None), (31.0, None), (None, 90.0)]
+
+
+def test_amds_library_without_rocm_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "amdsmi.py").write_text("raise OSError('libamd_smi.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
+    assert "libamd_smi.so" in SENSORS["amd"](Path("/"))[1]
+
+
 def test_libraries_that_are_not_there_are_no_sensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setitem(sys.modules, "zeus_apple_silicon", None)
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    assert "extra 'energy-amd'" in SENSORS["amd"](Path("/"))[1]
     assert "extra 'energy'" in SENSORS["nvml"](Path("/"))[1]
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "extra 'energy'" in SENSORS["apple"](Path("/"))[1]

@@ -140,6 +140,7 @@ def _likely(sensor: str, root: Path, kind: str, facts: dict[str, Any]) -> bool:
         "android_battery": kind == "adb",
         "pixel_rails": kind == "adb" and "Pixel" in str(facts.get("cpu", "")),
         "nvml": kind == "local" and (root / "proc/driver/nvidia").exists(),
+        "amd": kind == "local" and (root / "sys/module/amdgpu").exists(),
         "apple": kind == "local" and facts.get("machine") == "arm64",
     }.get(sensor, False)
 

@@ -1,4 +1,4 @@
-"""Counters that only a library can read, as one line of JSON: `python probe.py nvml` or `apple`.
+"""Counters that only a library can read, as one line of JSON: `python probe.py nvml`, `amd` or `apple`.
 
     [{"name": "...", "joules": cumulative or null, "watts": now or null}, ...]
 
@@ -35,6 +35,39 @@ def graphics() -> list[dict[str, Any]]:
     return found
 
 
+def radeon() -> list[dict[str, Any]]:
+    """Every AMD card. Raises ImportError without the package, RuntimeError without ROCm's library or a driver."""
+    try:
+        import amdsmi
+    except (OSError, KeyError) as error:  # the package is there, the library it wraps is not
+        raise RuntimeError(str(error)) from error
+    try:
+        amdsmi.amdsmi_init()
+        cards = amdsmi.amdsmi_get_processor_handles()
+    except amdsmi.AmdSmiException as error:
+        raise RuntimeError(str(error)) from error
+    return [{"name": _name(amdsmi, card)} | _energy(amdsmi, card) for card in cards]
+
+
+def _name(amdsmi: Any, card: Any) -> str:
+    try:
+        return str(amdsmi.amdsmi_get_gpu_asic_info(card)["market_name"])
+    except amdsmi.AmdSmiException:
+        return "AMD"
+
+
+def _energy(amdsmi: Any, card: Any) -> dict[str, float | None]:
+    """Counts of `counter_resolution` microjoules; without such a counter the watts, of which one key has a number."""
+    try:
+        told = amdsmi.amdsmi_get_energy_count(card)
+        counts = told["energy_accumulator"] if "energy_accumulator" in told else told["power"]  # as before ROCm 6.2
+        return {"joules": counts * told["counter_resolution"] / 1e6, "watts": None}
+    except amdsmi.AmdSmiException:
+        told = amdsmi.amdsmi_get_power_info(card)
+        watts = (told.get(key) for key in ("average_socket_power", "current_socket_power"))
+        return {"joules": None, "watts": next((float(w) for w in watts if isinstance(w, int | float)), None)}
+
+
 def apple() -> list[dict[str, Any]]:
     """The chip as one entry; its name lists the parts that are in the sum."""
     import zeus_apple_silicon
@@ -44,7 +77,7 @@ def apple() -> list[dict[str, Any]]:
     return [{"name": ", ".join(parts), "joules": sum(parts.values()) / 1e3, "watts": None}]
 
 
-READERS = {"nvml": graphics, "apple": apple}
+READERS = {"nvml": graphics, "amd": radeon, "apple": apple}
 
 
 def answer(line: str | None, index: int) -> Any:
