@@ -16,7 +16,7 @@ ENSEMBLES = ((0, 1), (2, 3), (4, 5))  # seeds of the singles that make each
 SCHEME: dict[str, Any] = {
     "groups": 2, "group": None, "folder": None, "exchange": "scheduled", "lag": 0, "patience_s": 600.0,
     "max_age": None, "learn_from": "all", "burn_in": 0.1, "ramp": 0.1, "term": "kl", "weight": 1.0,
-    "data": "disjoint", "after": "pick", "keep": 4,
+    "data": "disjoint", "after": "pick", "keep": 4, "share": {"kind": "weights"},
 }  # fmt: skip
 
 

@@ -161,7 +161,8 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         teacher = Ensemble(guides, [1.0] * len(guides)) if guides else None
-        SCHEMES["codistill" if job.scheme else "offline"]([step], teacher, loop, SimpleNamespace(**job.scheme))
+        part = json.loads(json.dumps(job.scheme), object_hook=lambda options: SimpleNamespace(**options))
+        SCHEMES["codistill" if job.scheme else "offline"]([step], teacher, loop, part)
         weights = {m.name: m.weight.detach().cpu().contiguous() for m in step.masters.items}
         save_file(weights, folder / "final.safetensors")
         for spent in folder.glob("checkpoint.safetensors*"):

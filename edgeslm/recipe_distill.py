@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edgeslm.recipe_codistill import CodistillScheme
 from edgeslm.recipe_parts import Beta, Fraction, Part, Positive, Sampling
 
 
@@ -68,47 +69,6 @@ class ResidualScheme(Part):
 
     kind: Literal["residual"]
     base: str
-
-
-class CodistillScheme(Part):
-    """`groups` copies that train on their own text and learn from each other's *stale* predictions (Anil et al.,
-    arXiv:1804.03235); they share nothing but a `folder` of checkpoints. `group`: which copy this process trains (or
-    EDGESLM_GROUP in the environment); without either one process trains all in turn. Every `exchange_every` steps a
-    copy writes its weights and takes its peers': the `newest` that are whole, or, `scheduled`, those of its own step
-    less `lag`, for which it waits `patience_s` at most. `learn_from`: all peers, or so many, the next ones round the
-    ring; those more than `max_age` steps behind do not teach. For `burn_in` of the steps a copy learns alone; then the
-    `term` between it and the mean of its peers' predictions grows to its `weight` over `ramp` of the steps. `data`:
-    `disjoint` shards of the rows, or the `same` rows, each copy in its own order. `after`: ship the first copy (one
-    costs what a single model costs, and they are alike), or the average of all. `keep`: so many checkpoints of a copy
-    stay in the folder."""
-
-    kind: Literal["codistill"]
-    groups: Annotated[int, Field(ge=2)] = 2
-    group: Annotated[int, Field(ge=0)] | None = None
-    folder: str | None = None
-    exchange_every: Positive = 50
-    exchange: Literal["newest", "scheduled"] = "newest"
-    lag: Annotated[int, Field(ge=0)] = 0
-    patience_s: Annotated[float, Field(gt=0)] = 600.0
-    max_age: Positive | None = None
-    learn_from: Literal["all"] | Positive = "all"
-    burn_in: Fraction = 0.1
-    ramp: Fraction = 0.1
-    term: Literal["kl", "cross_entropy"] = "kl"
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    data: Literal["disjoint", "same"] = "disjoint"
-    after: Literal["pick", "average"] = "pick"
-    keep: Positive = 4
-
-    @model_validator(mode="after")
-    def _places(self) -> CodistillScheme:
-        if self.group is not None and self.group >= self.groups:
-            raise ValueError(f"group: {self.group} is none of {self.groups} groups, which are counted from 0")
-        if self.learn_from != "all" and self.learn_from >= self.groups:
-            raise ValueError(f"learn_from: {self.learn_from} peers of {self.groups - 1}; say all")
-        if self.lag % self.exchange_every or (self.lag and self.exchange != "scheduled"):
-            raise ValueError("lag: a multiple of exchange_every, with exchange: scheduled; newest takes what there is")
-        return self
 
 
 Scheme = Annotated[

@@ -17,6 +17,7 @@ TORCH_FREE |= {
     "recipe_parts",
     "recipe_student",
     "recipe_encoder",
+    "recipe_codistill",
     "runtimes",
     "evaluate",
     "benchmark",

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from edgeslm.data.batch import Batch
 from edgeslm.data.on_policy import OnPolicy, contrasted, mixed, own_writer
-from edgeslm.data.order import order, shard
+from edgeslm.data.order import first_by_id, order, shard
 from edgeslm.data.rows import Rows
 from edgeslm.data.written import WriteSettings, write_batch
 from edgeslm.progress import Progress
@@ -174,6 +174,9 @@ CASES = {
     "blockwise": ("blockwise", BLOCKWISE, [KL, {"loss": "cosine"}], 1, {}),
     "codistill": ("codistill", codistill(2), [TEXT], 2, {}),
     "codistill, three, a teacher": ("codistill", codistill(3, learn_from=1), [KL], 3, {}),
+    "codistill, predictions": (
+        "codistill", codistill(2, share={"kind": "predictions", "rows": 12, "k": 5}), [TEXT], 2, {},
+    ),
     "codistill, average": ("codistill", codistill(2, after="average", term="cross_entropy"), [TEXT], 2, {}),
 }  # fmt: skip
 
@@ -191,8 +194,9 @@ def make(name: str, folder: Path, grid: str):
     if name == "offline, recorded":
         guide = _recorded(folder)
     if kind == "codistill":
-        orders = [order(shard(rows(), g, peers), [1.0], STEPS * ROWS, 0) for g in range(peers)]
-        more = {"exchange": Exchange(folder / "exchange", "same", tuple(range(peers)), orders)}
+        all_read = first_by_id(rows(), getattr(part.share, "rows", 0))
+        orders = [order(shard(rows(), g, peers, all_read), [1.0], STEPS * ROWS, 0) for g in range(peers)]
+        more = {"exchange": Exchange(folder / "exchange", "same", tuple(range(peers)), orders, all_read)}
     steps = [tiny.step_of(student(), terms, [tiny.llama(layers=4, seed=1)], grid, **how) for _ in range(peers)]
     return kind, steps, guide, part, copy.deepcopy(more) if "load" not in more else more
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeslm.cli import devices, judge, measure, ship, train
+from edgeslm.cli import devices, judge, measure, serve, ship, train
 from edgeslm.errors import EdgeSLMError, RecipeError
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
     "eval": judge.evaluate,
     "bench": measure.bench,
     "learned": train.learned,
+    "serve": serve.serve,
     "report": measure.report,
     "chat": ship.chat,
     "doctor": ship.doctor,

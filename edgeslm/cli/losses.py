@@ -77,4 +77,6 @@ def lines() -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
     return list(value) if isinstance(value, tuple) else value

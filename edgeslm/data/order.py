@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeslm.data.rows import Rows
+from edgeslm.errors import DataError
 
 
 def order(
@@ -44,13 +45,25 @@ def order_of_phases(rows: Rows, phases: Sequence[tuple[int, Sequence[float]]], s
     return found
 
 
-def shard(rows: Rows, reader: int, readers: int) -> Rows:
+def shard(rows: Rows, reader: int, readers: int, shared: Sequence[int] = ()) -> Rows:
     """Rows with those of other readers taken out of their sources (source -1). Decided by the rows' ids alone: together
-    the readers have every row once, and of each source their numbers differ by one at most."""
+    the readers have every row once, and of each source their numbers differ by one at most; `shared` rows they all
+    have."""
     names, source = np.array(rows.row_ids()), rows.source.numpy()
     own = np.full(len(rows), -1, dtype=np.int64)
     for index in range(len(rows.sources)):
-        of_source = np.flatnonzero(source == index)
+        of_source = np.setdiff1d(np.flatnonzero(source == index), shared)
         chosen = of_source[np.argsort(names[of_source], kind="stable")][reader::readers]
         own[chosen] = index
+    everyones = np.asarray(shared, dtype=np.int64)
+    own[everyones] = source[everyones]
     return replace(rows, source=torch.from_numpy(own))
+
+
+def first_by_id(rows: Rows, count: int) -> list[int]:
+    """Indices of the `count` rows whose ids come first. An id is a hash, so they are a fair sample, and the same one
+    wherever the rows are packed. Raises DataError where there are fewer."""
+    names = rows.row_ids()
+    if count > len(names):
+        raise DataError(f"{count} rows are asked for that all read, and the text has {len(names)}; ask for fewer")
+    return sorted(range(len(names)), key=names.__getitem__)[:count]

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import check_files, check_losses, check_memory, check_teachers, check_text
+from edgeslm.pipeline import check_files, check_groups, check_losses, check_memory, check_teachers, check_text
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
@@ -205,6 +205,7 @@ def _describe_plan(
         ("training", f"{recipe.distill.train.steps} steps of {recipe.distill.train.batch_tokens} tokens"),
         ("device", f"{context.compute.device}, {context.compute.dtype}, {context.compute.threads} threads"),
         *check_memory.lines(context, shape, summary.config),
+        *check_groups.lines(context, shape, parameters),
         ("time to train", f"about {units.seconds(recipe.tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
         ("files", ", ".join([*recipe.export.kinds, *(f"teacher {t}" for t in recipe.export.teacher)])),
     ]

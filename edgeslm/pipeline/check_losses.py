@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from edgeslm.errors import RecipeError
-from edgeslm.pipeline.groups import starts_apart
+from edgeslm.pipeline import check_groups
 from edgeslm.recipe import Recipe
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # true is no number, and "2" neither
@@ -58,9 +58,7 @@ def _scheme(recipe: Recipe) -> list[str]:
             "objective, or give the recipe's teacher an outer_share"
         )
     if scheme.kind == "codistill":
-        problems += _meetings(scheme, distill.train.steps)
-        if scheme.after == "average" and starts_apart(recipe):
-            problems.append("distill.scheme.after: copies that start apart have no common average; use after: pick")
+        problems += check_groups.problems(recipe)
     if distill.on_policy and not any(isinstance(loss, Feature) or loss.needs_teacher for loss in named):
         problems.append("distill.on_policy: nothing grades what the student writes; add a loss that has a teacher")
     if getattr(scheme, "exits", ()) and not outputs:
@@ -77,19 +75,6 @@ def _scheme(recipe: Recipe) -> list[str]:
         else:
             problems.append(f"distill.scheme.loss: '{scheme.loss}' is no loss on layers")
     return problems
-
-
-def _meetings(scheme: Any, steps: int) -> list[str]:
-    """Copies that would never learn from each other."""
-    from edgeslm.schemes.codistill import scheduled_step, takes
-
-    learning = (done for done in range(1, steps) if takes(scheme, done, steps))
-    if not steps or any(scheduled_step(scheme, done) for done in learning):
-        return []
-    return [
-        f"distill.scheme: no copy would learn from another in {steps} steps: the first exchange that follows burn_in "
-        f"({round(scheme.burn_in * steps)} steps), every {scheme.exchange_every} (lag {scheme.lag}), comes too late"
-    ]
 
 
 def _signals(recipe: Recipe, term: Any, loss: Any) -> list[str]:

@@ -12,6 +12,7 @@ from edgeslm.pipeline.stage import Context, digest
 from edgeslm.recipe import Recipe
 
 VARIABLE = "EDGESLM_GROUP"
+SERVERS = "EDGESLM_PEERS"
 
 
 def own_group(recipe: Any) -> Any:
@@ -66,12 +67,21 @@ def orders(context: Context, rows: Any) -> list[Any]:
         return [order(rows, shares, count, recipe.seed)]
     if scheme.data == "same":
         return [order(rows, shares, count, recipe.seed + group) for group in here(context)]
-    parts = [shard(rows, group, scheme.groups) for group in here(context)]
+    everyones = shared(context, rows)
+    parts = [shard(rows, group, scheme.groups, everyones) for group in here(context)]
     for part in parts:
         empty = [name for i, name in enumerate(rows.sources) if not (part.source == i).any()]
         if empty:
             raise DataError(f"data.sources: {empty[0]} has fewer rows than there are groups ({scheme.groups})")
     return [order(part, shares, count, recipe.seed) for part in parts]
+
+
+def shared(context: Context, rows: Any) -> list[int]:
+    """Indices of the rows on which groups exchange predictions. Raises DataError where there are fewer."""
+    from edgeslm.data.order import first_by_id
+
+    share: Any = context.recipe.distill.scheme.share  # type: ignore[union-attr]
+    return first_by_id(rows, share.rows) if share.kind == "predictions" else []
 
 
 def exchange(context: Context, rows: Any, stage: Path) -> Any:
@@ -81,7 +91,48 @@ def exchange(context: Context, rows: Any, stage: Path) -> Any:
     scheme = context.recipe.distill.scheme
     if scheme.kind != "codistill":
         return None
-    return Exchange(folder(context, stage), common_hash(context, rows), here(context), orders(context, rows))
+    place, common = folder(context, stage), common_hash(context, rows)
+    return Exchange(place, common, here(context), orders(context, rows), shared(context, rows), servers(context.recipe))
+
+
+def servers(recipe: Recipe) -> list[tuple[str, int]]:
+    """(host, port) of what answers for each group; none where groups ask nobody. Raises RecipeError."""
+    scheme: Any = recipe.distill.scheme
+    if scheme.kind != "codistill" or scheme.share.kind != "served":
+        return []
+    told = os.environ.get(SERVERS)
+    where = SERVERS if told else "distill.scheme.share.address"
+    named = told.split(",") if told else scheme.share.address
+    if named is None:
+        raise RecipeError(
+            [f"distill.scheme.share: no server is named; give it an address: HOST:PORT, or set {SERVERS}"]
+        )
+    listed = [named] if isinstance(named, str) else list(named)
+    if len(listed) not in (1, scheme.groups):
+        raise RecipeError([f"{where}: {len(listed)} addresses for {scheme.groups} groups; give one, or one for each"])
+    found = [_address(text, where) for text in listed]
+    return found * scheme.groups if len(found) == 1 else found
+
+
+def _address(text: str, where: str) -> tuple[str, int]:
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise RecipeError([f"{where}: '{text}' is no HOST:PORT, such as 10.0.0.1:7310"])
+    return host, int(port)
+
+
+def served(recipe: Recipe, base: Path, runs: Path) -> Recipe:
+    """The recipe of a process that serves peers: in a run folder of its own, with the exchange folder of the groups.
+    Raises RecipeError for groups that ask nobody."""
+    scheme: Any = recipe.distill.scheme if isinstance(recipe, Recipe) else None
+    if getattr(scheme, "kind", "") != "codistill" or scheme.share.kind != "served":
+        raise RecipeError(["distill.scheme: nobody would ask; serve is for {kind: codistill, share: {kind: served}}"])
+    place = base / Path(scheme.folder).expanduser() if scheme.folder else runs / f"{recipe.name}-exchange"
+    asked = scheme.share.model_copy(update={"address": scheme.share.address or "localhost:7310"})  # it asks nobody
+    part = scheme.model_copy(update={"group": None, "folder": str(place.absolute()), "share": asked})
+    distill = recipe.distill.model_copy(update={"scheme": part})
+    return recipe.model_copy(update={"distill": distill, "name": f"{recipe.name}-server"})
 
 
 def folder(context: Context, stage: Path) -> Path:
@@ -98,12 +149,13 @@ def folder(context: Context, stage: Path) -> Path:
 
 def common_hash(context: Context, rows: Any) -> str:
     """Of what all groups must have in common: recipe, teacher and training rows. What things are called and where they
-    lie is each machine's own."""
+    lie is each machine's own, and so is how long it waits for a server."""
     import yaml
 
     told = yaml.safe_load(context.recipe.training_yaml())
     own = [(told, ("name", "device")), (told["teacher"], ("model", "tokenizer"))]
     own += [(told["distill"]["scheme"], ("group", "folder"))]
+    own += [(told["distill"]["scheme"].get("share", {}), ("address", "timeout_s"))]
     own += [(source, ("paths", "seeds")) for source in told["data"]["sources"]]
     for part, keys in own:
         for key in keys:

@@ -1,10 +1,11 @@
 """Codistillation: copies that train on their own text and learn from each other's stale predictions (Anil et al.,
-arXiv:1804.03235, algorithm 1). Between them there is a folder of checkpoints and nothing else.
+arXiv:1804.03235, algorithm 1). Between them there is a folder, of weights or of predictions, and nothing else; or, in
+place of peers' models, a server that runs them.
 
 One process trains one group, or all of them in turn; either way a group sees of its peers only what they wrote. Nothing
-a peer does stops a group: one that is late, dead or started anew teaches as it last was, what is damaged or of another
-recipe is passed over, and a folder that cannot be reached is tried again at the next exchange. Only `scheduled`, which
-makes the outcome a function of the recipe alone, waits.
+a peer does stops a group: one that is late, dead or started anew teaches as it last was, what is damaged, not finite or
+of another recipe is passed over, and a folder or server that cannot be reached is tried again at the next exchange.
+Only `scheduled`, which makes the outcome a function of the recipe alone, waits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ import torch
 from edgeslm.errors import DataError
 from edgeslm.schemes import exchange
 from edgeslm.schemes.exchange import Mark, Unusable
-from edgeslm.schemes.exchange_log import ExchangeLog
+from edgeslm.schemes.exchange_asking import Asking
+from edgeslm.schemes.exchange_log import ExchangeLog, Line
 from edgeslm.schemes.loop import Loop, Turn, on_grid, turns
 from edgeslm.schemes.objective import Objective, Term
+from edgeslm.schemes.sharing import SHARING
 from edgeslm.schemes.step import Step, StepLog
 from edgeslm.teachers.base import Teacher
 from edgeslm.teachers.peer import PEERS, Beside, Shelf
@@ -43,10 +47,12 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
             first = False
         problems = meet(groups, turn.index, part, loop) if turn.index else []
         logs = [group.update(turn, teacher) for group in groups]
+        for problem in (problems := problems + [p for group in groups for p in group.problems]):
+            loop.progress.say(f"  codistill: {problem}")
         turn.log = logs[0]
         turn.notes = {
             "peer_weight": peer_weight(part, turn.index, loop.train.steps),
-            "used": [used for group in groups for used in group.used_at(turn.index)],
+            "used": [used for group in groups for used in group.taught],
             **({"group_losses": [log.loss for log in logs]} if len(logs) > 1 else {}),
             **({"exchange_problems": problems} if problems else {}),
         }
@@ -74,10 +80,8 @@ def scheduled_step(part: Any, done: int) -> int:
 def meet(groups: Sequence[Group], done: int, part: Any, loop: Loop) -> list[str]:
     """All write before any takes: in one process as between many. Returns what went wrong."""
     problems = [p for group in groups for p in group.write(done)] if done % part.exchange_every == 0 else []
-    if takes(part, done, loop.train.steps):
+    if part.share.kind != "served" and takes(part, done, loop.train.steps):
         problems += [p for group in groups for p in group.take(done, group.peers)]
-    for problem in problems:
-        loop.progress.say(f"  codistill: {problem}")
     return problems
 
 
@@ -105,21 +109,26 @@ class Group:
         self.exchange = loop.exchange
         self.others = [(me + i) % part.groups for i in range(1, part.groups)]
         self.peers = self.others if part.learn_from == "all" else self.others[: part.learn_from]
-        self.used: dict[int, dict[str, Any]] = {}  # peer -> line of the log
+        self.sharing: Any = SHARING[part.share.kind](me, step, loop, part, log, shelf)
+        self.asking = Asking(me, self.peers, loop, part, log, self.sharing) if part.share.kind == "served" else None
+        self.used: dict[int, Line] = {}  # peer -> line of the log
+        self.taught: list[dict[str, int]] = []  # who taught the last update
+        self.problems: list[str] = []  # of asking in it
 
     def begin(self, done: int) -> None:
         """Picks up what was in use when the run stopped; a run that starts at 0 removes what an earlier one wrote."""
         if done == 0 and self.loop.ranks.first:
             exchange.start_anew(self.exchange.folder, self.me)
+        if self.asking is not None:
+            return self.asking.begin(done)
         self.used = {peer: line for peer, line in self.log.in_use(self.me, done).items() if peer in self.peers}
 
     def write(self, done: int) -> list[str]:
         if not self.loop.ranks.first:
             return []
-        weights = {m.name: m.weight for m in self.step.masters.items}
         mark = Mark(self.me, done, done * self.loop.batch_rows, self.exchange.recipe, "")
         try:
-            exchange.publish(self.exchange.folder, mark, weights, self._kept())
+            exchange.publish(self.exchange.folder, mark, self.sharing.offer(), self._kept())
         except OSError as error:
             if self.part.exchange == "scheduled":
                 raise
@@ -142,7 +151,7 @@ class Group:
         self.log.forget(done - done % self.loop.train.checkpoint_every)
         return problems
 
-    def _look(self, peer: int, done: int) -> dict[str, Any]:
+    def _look(self, peer: int, done: int) -> Line:
         """The first rank looks, all of them learn what it found."""
         ranks = self.loop.ranks
         mark, passed_over = ranks.told(self._found(peer, done) if ranks.first else None)
@@ -150,14 +159,14 @@ class Group:
 
     def _found(self, peer: int, done: int) -> tuple[Mark | None, list[str]]:
         if self.part.exchange == "scheduled":
-            return self._wait_for(peer, scheduled_step(self.part, done)), []
+            return self._wait_for(peer, scheduled_step(self.part, done), done), []
         held, passed_over = self.used.get(peer), list[str]()
         try:
             for step in exchange.steps_of(self.exchange.folder, peer):
                 if held is not None and step <= held["peer_step"]:
                     break
                 try:
-                    return self._fetch(peer, step), passed_over
+                    return self._fetch(peer, step, done), passed_over
                 except Unusable as error:
                     passed_over.append(str(error))
         except OSError as error:  # the folder is out of reach, or a file was removed under our eyes
@@ -166,11 +175,12 @@ class Group:
             return None, passed_over
         return Mark(peer, held["peer_step"], held["position"], self.exchange.recipe, held["sha256"]), passed_over
 
-    def _fetch(self, peer: int, step: int) -> Mark:
+    def _fetch(self, peer: int, step: int, done: int) -> Mark:
         folder, recipe = self.exchange.folder, self.exchange.recipe
-        return self.log.take_in(peer, lambda into: exchange.fetch(folder, peer, step, recipe, into))
+        ours = partial(self.sharing.wrong, done=done)
+        return self.log.take_in(peer, lambda into: exchange.fetch(folder, peer, step, recipe, into, ours))
 
-    def _wait_for(self, peer: int, step: int) -> Mark | None:
+    def _wait_for(self, peer: int, step: int, done: int) -> Mark | None:
         """Raises DataError for a peer that does not come, or whose checkpoint of that step is gone."""
         if step == 0:
             return None
@@ -184,39 +194,43 @@ class Group:
                     "or use exchange: newest"
                 )
             time.sleep(POLL_S)
-        return self._fetch(peer, step)
-
-    def used_at(self, done: int) -> list[dict[str, int]]:
-        """What teaches in the update after `done`; `age`: how many updates that peer was behind this group."""
-        found = [
-            {"group": self.me, "peer": peer, "step": line["peer_step"], "age": done - line["peer_step"]}
-            for peer, line in sorted(self.used.items())
-        ]
-        oldest = self.part.max_age
-        teaching = peer_weight(self.part, done, self.loop.train.steps) > 0
-        return [f for f in found if teaching and (oldest is None or f["age"] <= oldest)]
+        return self._fetch(peer, step, done)
 
     def update(self, turn: Turn, teacher: Teacher | None) -> StepLog:
         batch, objective = self.loop.batch(turn.index), self.step.objective
-        self.shelf.keep(self.me, {line["sha256"] for line in self.used.values()})
-        peers = [self._teacher(used["peer"]) for used in self.used_at(turn.index)]
+        weight = peer_weight(self.part, turn.index, self.loop.train.steps)
+        lines = self._teaching(turn.index) if weight > 0 else []
+        peers = self.sharing.peers(lines, batch)
+        self.taught = [_entry(line, turn.index) for line in lines] if peers else []
         if not peers:
             return self.step(batch, teacher, **turn.how)
-        weight = peer_weight(self.part, turn.index, self.loop.train.steps)
-        term = Term(LOSS[self.part.term], weight, {}, teacher=PEERS)
-        both = Objective((*objective.terms, term))
-        return self.step(batch, Beside(teacher, peers, self.step.view), **turn.how, objective=both)
+        loss, each = LOSS[self.part.term], weight / len(peers)
+        terms = [Term(loss, each, {}, teacher=PEERS - index) for index in range(len(peers))]
+        both = Objective((*objective.terms, *terms))
+        return self.step(batch, Beside(teacher, peers), **turn.how, objective=both)
 
-    def _teacher(self, peer: int) -> Teacher:
-        line = self.used[peer]
-        return self.shelf.teacher(line["sha256"], lambda: self.log.weights(line))
+    def _teaching(self, done: int) -> list[Line]:
+        """What teaches in the update after `done`: what is in use, or what servers say now, and not too old."""
+        found = self.used
+        if self.asking is not None:
+            steps = self.loop.train.steps
+            found = self.asking.answers(done, done + 1 < steps and peer_weight(self.part, done + 1, steps) > 0)
+            self.problems = [problem for line in found.values() for problem in line["passed_over"]]
+        known = [line for _, line in sorted(found.items()) if line["peer_step"] is not None]
+        oldest = self.part.max_age
+        return [line for line in known if oldest is None or done - line["peer_step"] <= oldest]
 
     @torch.no_grad()
     def become_mean(self) -> None:
         """The mean of what all groups wrote last, as far as this one could read it."""
-        found = {peer: self.log.weights(line) for peer, line in self.used.items()}
+        found = {peer: self.log.tensors(line) for peer, line in self.used.items()}
         for master in self.step.masters.items:
             own = {self.me: master.weight.data} | {peer: weights[master.name] for peer, weights in found.items()}
             ordered = [own[group].to(master.value).float() for group in sorted(own)]
             master.value.data.copy_(torch.stack(ordered).mean(0))
         self.step.masters.set_weights(grid=on_grid(self.loop, self.loop.train.steps - 1), refit=False)
+
+
+def _entry(line: Line, done: int) -> dict[str, int]:
+    """For the log; `age`: how many updates that peer was behind this group."""
+    return {"group": line["group"], "peer": line["peer"], "step": line["peer_step"], "age": done - line["peer_step"]}

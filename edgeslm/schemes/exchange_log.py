@@ -3,7 +3,7 @@ copies of the files that a resumed run would need again. A run that was killed t
 
     {"step": 200, "group": 0, "peer": 1, "peer_step": 150, "position": 4800, "sha256": "...", "passed_over": []}
 
-`peer_step` null: the peer had written nothing that could be used.
+`peer_step` null: the peer had given nothing that could be used.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from edgeslm.parallel import ALONE, Ranks
 from edgeslm.schemes import checkpoint
-from edgeslm.schemes.exchange import Mark, read
+from edgeslm.schemes.exchange import Mark, Unusable, read
 
 NAME = "exchange.jsonl"
 COPIES = f"{checkpoint.NAME}.of-"  # removed with the checkpoint when the stage is done
+Line = dict[str, Any]
 
 
 class ExchangeLog:
@@ -29,32 +30,46 @@ class ExchangeLog:
 
     def __init__(self, folder: Path, ranks: Ranks = ALONE):
         self.folder, self.path, self.ranks = folder, folder / NAME, ranks
-        self.lines: list[dict[str, Any]] = ranks.told(_whole_lines(self.path) if ranks.first else None)
+        before = ranks.told(_whole_lines(self.path) if ranks.first else None)
+        self.lines: dict[tuple[int, int], dict[int, Line]] = {}  # (group, step) -> {peer: line}
+        for line in before:
+            self._put(line)
         if ranks.first:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in before), encoding="utf-8")
 
-    def taken(self, group: int, step: int) -> dict[int, dict[str, Any]]:
-        """{peer: line} of an exchange that was made before the run was stopped."""
-        found = [x for x in self.lines if (x["group"], x["step"]) == (group, step)]
-        return {line["peer"]: line for line in found if line["peer_step"] is None or self._there(line)}
+    def taken(self, group: int, step: int) -> dict[int, Line]:
+        """{peer: line} of an exchange that was made before the run was stopped, as far as its files are still whole."""
+        found = self.lines.get((group, step), {})
+        return self._usable(found)
 
-    def in_use(self, group: int, step: int) -> dict[int, dict[str, Any]]:
+    def in_use(self, group: int, step: int) -> dict[int, Line]:
         """{peer: line} of what the group had in use just before `step`."""
-        found = [x for x in self.lines if x["group"] == group and x["step"] < step and x["peer_step"] is not None]
-        return {line["peer"]: line for line in found if self._there(line)}  # the last of each peer
+        return self._usable(self.last(group, step, lambda line: line["peer_step"] is not None))
 
-    def add(self, group: int, step: int, peer: int, mark: Mark | None, passed_over: list[str]) -> dict[str, Any]:
+    def last(self, group: int, step: int, wanted: Callable[[Line], bool] = lambda line: True) -> dict[int, Line]:
+        """{peer: its last line before `step`} of those `wanted`."""
+        found: dict[int, Line] = {}
+        for (of, at), lines in self.lines.items():
+            for peer, line in lines.items() if of == group and at < step else ():
+                if wanted(line) and at >= found.get(peer, line)["step"]:
+                    found[peer] = line
+        return found
+
+    def add(self, group: int, step: int, peer: int, mark: Mark | None, passed_over: list[str]) -> Line:
         known = (mark.step, mark.position, mark.sha256) if mark else (None, None, None)
         line = {
             "step": step, "group": group, "peer": peer,
             **dict(zip(("peer_step", "position", "sha256"), known, strict=True)), "passed_over": passed_over,
         }  # fmt: skip
-        self.lines.append(line)
+        self._put(line)
         if not self.ranks.first:
             return line
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")
         return line
+
+    def _put(self, line: Line) -> None:
+        self.lines.setdefault((line["group"], line["step"]), {})[line["peer"]] = line
 
     def take_in(self, peer: int, fetch: Callable[[Path], Mark]) -> Mark:
         """Keeps a copy of what `fetch(path)` brings."""
@@ -63,31 +78,46 @@ class ExchangeLog:
         os.replace(new, self.copy(peer, mark.step, mark.sha256))
         return mark
 
-    def weights(self, line: dict[str, Any]) -> dict[str, Tensor]:
+    def tensors(self, line: Line) -> dict[str, Tensor]:
         """Raises Unusable, and OSError where the copy is gone."""
-        return read(self.copy(line["peer"], line["peer_step"], line["sha256"]))[1]
+        return read(self._copy_of(line))[1]
 
     def copy(self, peer: int, step: int, sha256: str) -> Path:
         return self.folder / f"{COPIES}{peer}-{step:08}-{sha256[:12]}"
 
-    def _there(self, line: dict[str, Any]) -> bool:
-        return self.copy(line["peer"], line["peer_step"], line["sha256"]).exists()
+    def _copy_of(self, line: Line) -> Path:
+        return self.copy(line["peer"], line["peer_step"], line["sha256"])
+
+    def _usable(self, found: dict[int, Line]) -> dict[int, Line]:
+        """Without lines whose files are gone or not whole, in the eyes of the first rank."""
+        if not found:
+            return {}
+        whole = [peer for peer, line in found.items() if line["peer_step"] is None or self._whole(line)]
+        return {peer: found[peer] for peer in self.ranks.told(whole)}
+
+    def _whole(self, line: Line) -> bool:
+        """Whether the copy can be used again: a machine that lost its power may have the line and not all the bytes."""
+        try:
+            return read(self._copy_of(line))[0].sha256 == line["sha256"]
+        except (Unusable, OSError):
+            return False
 
     def forget(self, done: int) -> None:
         """Removes copies that a run going on from its checkpoint of `done` updates would not ask for."""
         if not self.ranks.first:
             return
-        groups = {line["group"] for line in self.lines}
-        needed = [line for line in self.lines if line["step"] >= done and line["peer_step"] is not None]
-        needed += [line for group in groups for line in self.in_use(group, done + 1).values()]
-        names = {self.copy(x["peer"], x["peer_step"], x["sha256"]).name for x in needed}
+        held = [line for lines in self.lines.values() for line in lines.values() if line["peer_step"] is not None]
+        needed = [line for line in held if line["step"] >= done]
+        for group in {line["group"] for line in held}:
+            needed += self.last(group, done + 1, lambda line: line["peer_step"] is not None).values()
+        names = {self._copy_of(line).name for line in needed}
         for path in self.folder.glob(f"{COPIES}*"):
             if path.name not in names:
                 path.unlink(missing_ok=True)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _whole_lines(path: Path) -> list[Line]:
+    found: list[Line] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))

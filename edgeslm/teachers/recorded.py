@@ -131,7 +131,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """Targets of N predictions that are in memory."""
 
     kept: Kept
@@ -170,7 +170,7 @@ class RecordedTeacher:
         parts = [self._row(int(i)) for i in batch.rows]
         device = batch.ids.device
         whole = Kept(*(torch.cat(pieces).to(device) for pieces in zip(*parts, strict=True)))
-        return Signals(_Whole(whole, self.index["samples"], self.index["temperature"]))
+        return Signals(Whole(whole, self.index["samples"], self.index["temperature"]))
 
     def _row(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         number, at = self.place[self.names[row]]
