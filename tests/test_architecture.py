@@ -30,6 +30,7 @@ TORCH_FREE |= {
     "privacy",
     "profiles",
     "statistics",
+    "training_cost",
     "training_memory",
     "recipe_scratch",
 }

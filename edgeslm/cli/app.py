@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from edgeslm.cli import devices, judge, measure, serve, ship, train
+from edgeslm.cli import devices, judge, measure, plan_training, serve, ship, train
 from edgeslm.errors import EdgeSLMError, RecipeError
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
     "run": train.run,
     "check": train.check,
     "plan": train.plan,
+    "plan-training": plan_training.plan_training,
     "design": train.design,
     "export": ship.export,
     "eval": judge.evaluate,
@@ -71,7 +72,7 @@ def main() -> None:
         if leaving.code == 130:  # Ctrl-C, which typer turns into a silent exit
             kept = (
                 "; what was finished is kept, the same command goes on from there"
-                if sys.argv[1:2] in (["run"], ["eval"])
+                if sys.argv[1:2] in (["run"], ["eval"], ["plan-training"])
                 else ""
             )
             typer.echo(f"stopped{kept}", err=True)
