@@ -30,10 +30,11 @@ NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 def shape_of(spec: str) -> dict[str, Any]:
     """The keys that `edgeslm.cost` reads. Raises ModelError for a model whose headers do not say them."""
     path = Path(spec).expanduser()
-    if not path.exists():
+    if not path.exists() or (path / "adapter_config.json").is_file():
         from edgeslm.models.source import resolve
 
-        path = resolve(spec, Path.cwd()).path
+        source = resolve(spec, Path.cwd())
+        path = (source.base or source).path
     found = _of_folder(path) if path.is_dir() else _of_gguf(path)
     if missing := [key for key in NEEDED if not isinstance(found.get(key), int)]:
         raise ModelError(f"{spec}: does not say its {missing[0]}; give a GGUF file or a folder of a known family")

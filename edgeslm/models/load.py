@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from edgeslm.models import folder, packed
+from edgeslm.errors import ModelError
+from edgeslm.models import adapter, folder, packed
 from edgeslm.models.arch import ARCHS, Arch
 from edgeslm.models.gguf_vocab import tokenizer_from_metadata
+from edgeslm.models.shapes import parameter_shapes
 from edgeslm.models.source import Source
 from edgeslm.models.summary import ModelSummary
+from edgeslm.models.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Loaded:
 
 def describe(source: Source) -> ModelSummary:
     """Headers only. Raises ModelError for whatever `load` would refuse without looking at weights."""
+    if source.base is not None:
+        under = describe(source.base)
+        found = adapter.check(source.path, parameter_shapes(under.config), source.base.spec)
+        note = f"merged with the adapter {source.path.name}: LoRA on {len(found.shapes)} matrices"
+        return replace(under, notes=(*under.notes, note))
     if source.kind == "folder":
         return folder.describe(source.path)
     return packed.summary(packed.open_file(source))
@@ -34,6 +42,8 @@ def describe(source: Source) -> ModelSummary:
 
 def load(source: Source, dtype: torch.dtype, device: str | torch.device = "cpu") -> Loaded:
     """The whole model on `device` in `dtype`, evaluation mode, tied weights one tensor. Raises ModelError."""
+    if source.base is not None:
+        return _adapted(source, source.base, dtype, device)
     if source.kind == "folder":
         summary = folder.describe(source.path)
         model, tokenizer = folder.load(source.path, summary, dtype)
@@ -43,6 +53,22 @@ def load(source: Source, dtype: torch.dtype, device: str | torch.device = "cpu")
     tokenizer = tokenizer_from_metadata(file.metadata, str(source.path))
     model = packed.build(file, dtype, torch.device(device))
     return Loaded(model.eval(), tokenizer, file.arch, source, packed.summary(file))
+
+
+def _adapted(source: Source, base: Source, dtype: torch.dtype, device: str | torch.device) -> Loaded:
+    """Merged in float32, then cast; buffers keep their type, as everywhere."""
+    summary, loaded, tokenizer = describe(source), load(base, torch.float32), load_tokenizer(source)
+    if len(tokenizer) > summary.vocab_size:
+        raise ModelError(
+            f"{source.path}: its tokenizer has {len(tokenizer)} tokens but the embedding of its base "
+            f"{summary.vocab_size} rows; they do not belong together"
+        )
+    adapter.merge(loaded.model, source.path)
+    for parameter in loaded.model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    loaded.model.config.dtype = dtype
+    loaded.model.to(torch.device(device))  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
+    return Loaded(loaded.model, tokenizer, loaded.arch, source, summary)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
