@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt edgeslm/runtimes/native.py edgesl
 	@command -v c++ >/dev/null || { echo "setup: a C++ compiler is missing, installing g++ (as root)"; apt-get update -qq && apt-get install -y -qq g++ >/dev/null; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: venv is missing, installing python3-venv (as root)"; apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@start=$$(date +%s); $(BIN)/pip install --quiet -c constraints.txt -e '.[onnx,eval,dev]' >$(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }; \
+	@start=$$(date +%s); $(BIN)/pip install --quiet -c constraints.txt -e '.[onnx,eval,lora,dev]' >$(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; exit 1; }; \
 	  echo "setup: packages took $$(( $$(date +%s) - start )) s"
 	@start=$$(date +%s); PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m edgeslm.runtimes.native && echo "setup: llama.cpp took $$(( $$(date +%s) - start )) s"
 	@touch $@

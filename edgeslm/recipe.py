@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from edgeslm import recipe_text
 from edgeslm.errors import RecipeError
@@ -29,6 +29,7 @@ from edgeslm.recipe_parts import (
     QuantizePart,
     TeacherPart,
 )
+from edgeslm.recipe_sft import SftPart
 from edgeslm.recipe_student import Student
 
 ASSETS = Path(__file__).parent / "assets"
@@ -42,11 +43,37 @@ class Recipe(Part):
     teacher: TeacherPart = TeacherPart()
     data: DataPart
     student: Student
+    sft: SftPart | None = None
     quantize: QuantizePart = QuantizePart()
     distill: DistillPart
     export: ExportPart = ExportPart()
     evaluate: EvaluatePart
     benchmark: BenchmarkPart | None = BenchmarkPart()
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, plain: Any) -> dict[str, Any]:
+        """Recipes from before there was a supervised stage keep their hash."""
+        return {key: value for key, value in plain(self).items() if (key, value) != ("sft", None)}
+
+    @model_validator(mode="after")
+    def _answers_to_learn_from(self) -> Recipe:
+        spoken = any(source.kind != "text" for source in self.data.sources)
+        if any(getattr(term, "learn", "all") == "answers" for term in self.distill.objective) and not spoken:
+            raise ValueError("distill.objective: learn: answers needs a chat or written source under data.sources")
+        if self.sft is None:
+            return self
+        if self.sft.sources is None and not spoken:
+            raise ValueError("sft: data.sources holds no dialogues; give sft.sources of kind chat or written")
+        if self.sft.batch_tokens % self.data.sequence:
+            raise ValueError(
+                f"sft.batch_tokens ({self.sft.batch_tokens}) is no multiple of data.sequence ({self.data.sequence})"
+            )
+        if self.sft.lora is not None and self.sft.lora.dropout and self.distill.train.recompute:
+            raise ValueError(
+                "sft.lora.dropout: layers that run again in the backward pass (distill.train.recompute) would drop "
+                "other inputs; set one of the two to 0 or false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _learned_from_the_start(self) -> Recipe:

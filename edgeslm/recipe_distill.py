@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from edgeslm.recipe_codistill import CodistillScheme
 from edgeslm.recipe_parts import Beta, Fraction, Part, Positive, Sampling
@@ -141,6 +141,18 @@ class LossTerm(BaseModel):
     teacher: Annotated[int, Field(ge=0)] = 0
 
 
+class TextTerm(LossTerm):
+    """`learn: answers`: from what the assistant says in dialogues alone, its end of turn included (edgeslm.data.
+    answers), for losses on the output. By default from all tokens: what a teacher says of a prompt teaches as well."""
+
+    learn: Literal["all", "answers"] = "all"
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, plain: Any) -> dict[str, Any]:
+        """Recipes from before there was a choice keep their hash."""
+        return {key: value for key, value in plain(self).items() if (key, value) != ("learn", "all")}
+
+
 class MupPart(Part):
     """Learning rates of muP (edgeslm.students.mup) for a student that started so: `lr` is that of `base_width`. A
     student from scratch with init: {kind: mup} brings its own; this is for one that is trained on."""
@@ -188,7 +200,7 @@ class DistillPart(Part):
     scheme: Scheme = OfflineScheme()
     targets: Targets = LiveTargets()
     on_policy: OnPolicyPart | None = None
-    objective: Annotated[tuple[LossTerm, ...], Field(min_length=1)] = (LossTerm(loss="forward_kl"),)
+    objective: Annotated[tuple[TextTerm, ...], Field(min_length=1)] = (TextTerm(loss="forward_kl"),)
     train: TrainPart
 
     @model_validator(mode="after")

@@ -35,3 +35,10 @@ class Batch:
         return Batch(
             self.ids.to(device), self.mask.to(device), self.rows, {n: v.to(device) for n, v in self.fields.items()}
         )
+
+    @property
+    def answers(self) -> Tensor | None:
+        """[B (T - 1)]: 1.0 where the token that is predicted counts and is an assistant's own; None where the rows do
+        not say."""
+        given = self.fields.get("answers")
+        return None if given is None else (given.float() * self.mask)[:, 1:].reshape(-1)

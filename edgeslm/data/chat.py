@@ -45,18 +45,23 @@ def messages_of(row: dict[str, Any], where: str) -> Messages:
     return messages
 
 
-def template_ids(tokenizer, messages: Messages, *, answer: bool = False) -> list[int]:
-    """Token ids of a dialogue; with `answer` it ends where the assistant starts to speak. It begins as the model's
-    texts begin, whether the template says so or leaves it to the tokenizer. Raises DataError when there is no template.
-    """
+def rendered(tokenizer, messages: Messages, *, answer: bool = False) -> str:
+    """A dialogue as the template writes it; with `answer` up to where the assistant starts to speak. Raises DataError
+    when there is no template, or it refuses."""
     if not tokenizer.chat_template:
         raise DataError("the teacher's tokenizer has no chat template; use 'text' sources, or a chat model as teacher")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
     except TemplateError as error:
         raise DataError(
             f"the teacher's chat template refuses a dialogue ({error}); look at its order of roles"
         ) from error
+
+
+def template_ids(tokenizer, messages: Messages, *, answer: bool = False) -> list[int]:
+    """Token ids of what is `rendered`. It begins as the model's texts begin, whether the template says so or leaves it
+    to the tokenizer."""
+    text = rendered(tokenizer, messages, answer=answer)
     return begun(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], tokenizer)
 
 

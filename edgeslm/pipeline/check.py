@@ -12,7 +12,15 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import check_files, check_groups, check_losses, check_memory, check_teachers, check_text
+from edgeslm.pipeline import (
+    check_files,
+    check_groups,
+    check_losses,
+    check_memory,
+    check_sft,
+    check_teachers,
+    check_text,
+)
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
@@ -55,8 +63,7 @@ def check(context: Context) -> Findings:
     recipe, found = context.recipe, Findings()
     if found.attempt(lambda: context.compute) is None:
         return found
-    for source in recipe.data.sources:
-        patterns = source.seeds if source.kind == "written" else source.paths
+    for patterns in [*map(check_text.patterns, recipe.data.sources), *check_sft.patterns(recipe)]:
         found.attempt(partial(_files, context, patterns))
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
     found.attempt(lambda: check_files.tasks(context))
@@ -73,6 +80,8 @@ def check(context: Context) -> Findings:
         found.attempt(lambda: _plan(context, summary, student, found))
         found.attempt(lambda: check_grid(context, summary.config))
         check_teachers.teachers(context, found, summary, student)
+        check_sft.answers(context, found)
+        check_sft.sft(context, found, student)
     if recipe.distill.train.compile and compute.compiler_missing(context.compute.device.type):
         found.problems.append(
             "distill.train.compile: there is no C++ compiler here (g++ or clang++) to make CPU code with; "

@@ -86,6 +86,8 @@ def _signals(recipe: Recipe, term: Any, loss: Any) -> list[str]:
     if not isinstance(loss, Feature):
         if term.layers is not None:
             problems.append(f"'{term.loss}' looks at the output, not at layers; leave layers out")
+        if getattr(term, "learn", "all") == "answers" and distill.on_policy and loss.needs_teacher:
+            problems.append("what a student writes has no marked answers; leave learn out, or on_policy")
         if recorded and loss.needs_teacher:
             problems += _recorded(distill.targets, term, loss)
         more = recipe.teacher.more
@@ -97,6 +99,8 @@ def _signals(recipe: Recipe, term: Any, loss: Any) -> list[str]:
         if foreign and distill.scheme.kind not in ("offline", "blockwise", "residual"):
             problems.append(f"a teacher of another vocabulary does not teach in scheme '{distill.scheme.kind}'")
         return problems
+    if getattr(term, "learn", "all") == "answers":
+        problems.append(f"'{term.loss}' looks at layers of whole rows; learn: answers is for losses on the output")
     if recorded:
         problems.append(f"'{term.loss}' looks at layers, which are not recorded; use targets: {{kind: live}}")
     if distill.scheme.kind in ("online", "self") and getattr(distill.scheme, "teacher", "") != "deep":

@@ -13,12 +13,18 @@ from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
 
 
+def patterns(source: Any) -> Any:
+    """Of the files that a source of text reads."""
+    return source.seeds if source.kind == "written" else source.paths
+
+
 def held_out(context: Context) -> None:
     """Raises DataError when a file is both trained on and judged by, whatever it is called."""
-    judged = {file_sha256(p): p for p in expand(context.recipe.evaluate.paths, context.base)}
-    for source in context.recipe.data.sources:
-        patterns = source.seeds if source.kind == "written" else source.paths
-        for path in expand(patterns, context.base):
+    recipe = context.recipe
+    judged = {file_sha256(p): p for p in expand(recipe.evaluate.paths, context.base)}
+    tuned = (recipe.sft.sources or ()) if recipe.sft else ()
+    for source in (*recipe.data.sources, *tuned):
+        for path in expand(patterns(source), context.base):
             if file_sha256(path) in judged:
                 raise DataError(
                     f"{path.name} is both trained on and judged by; held-out text must share nothing with training"
@@ -38,7 +44,7 @@ def texts(context: Context, found: Any, summary: Any) -> None:
     most = summary.config.get("max_position_embeddings")
     for index, source in enumerate(context.recipe.data.sources):
         if source.kind == "written":
-            found.attempt(partial(_prompts, context, source, f"data.sources.{index}.max_new", most))
+            found.attempt(partial(prompts, context, source, f"data.sources.{index}.max_new", most))
         elif source.kind == "chat":
             found.attempt(partial(_dialogues, context, source))
     if context.recipe.evaluate.prompts and not tokenizer.chat_template:
@@ -48,7 +54,7 @@ def texts(context: Context, found: Any, summary: Any) -> None:
     found.attempt(lambda: _judged(context))
 
 
-def _prompts(context: Context, source: Any, key: str, most: int | None) -> None:
+def prompts(context: Context, source: Any, key: str, most: int | None) -> None:
     from edgeslm.data.written import prompts_from
 
     _room(prompts_from(expand(source.seeds, context.base), context.tokenizer), source.max_new, key, "seed", most)
@@ -59,8 +65,8 @@ def _answers(context: Context, most: int | None) -> None:
 
     part = context.recipe.evaluate
     asked = [[{"role": "user", "content": prompt}] for prompt in part.prompts]
-    prompts = [template_ids(context.tokenizer, messages, answer=True) for messages in asked]
-    _room(prompts, part.answer_tokens, "evaluate.answer_tokens", "prompt", most)
+    starts = [template_ids(context.tokenizer, messages, answer=True) for messages in asked]
+    _room(starts, part.answer_tokens, "evaluate.answer_tokens", "prompt", most)
 
 
 def _room(prompts: list[list[int]], new: int, key: str, what: str, most: int | None) -> None:

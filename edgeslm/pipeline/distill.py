@@ -9,8 +9,9 @@ from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_sta
 from edgeslm.pipeline.grid import grid_slice, start_on_grid
 from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
-from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.prepare import built_how, student_model
 from edgeslm.pipeline.ranks import together
+from edgeslm.pipeline.sft_figures import note_answers
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 from edgeslm.pipeline.vocabulary import note_bits, origin_source
 
@@ -75,6 +76,7 @@ def _distill(context: Context, folder: Path) -> None:
         keep=_kept_points(context, student, folder),
         load=another(context),
         on_policy=on_policy(context, guides),
+        fields={} if rows.answers is None else {"answers": rows.answers},
         exchange=exchange(context, rows, folder),
         ranks=ranks,
     )
@@ -95,6 +97,7 @@ def _distill(context: Context, folder: Path) -> None:
     forwards = forward_kls(context, student, judge, frozen, points.windows, base)
     summary(context, folder, config, guides is not None, points, forwards)
     note_bits(context, folder, frozen, student)
+    note_answers(context, folder, frozen, student)
 
 
 def taught_live(context: Context) -> bool:
@@ -253,16 +256,21 @@ def _without_folders(value: Any) -> Any:
 
 
 def base_model(context: Context) -> str:
-    """The teacher's spec; of a file or folder on this machine its name only."""
+    """The teacher's spec; of files and folders on this machine their names only."""
     spec = context.recipe.teacher.model
-    here = not spec.startswith("pypi:") and (context.base / Path(spec).expanduser()).exists()
-    return Path(spec).name if here else spec
+
+    def named(part: str) -> str:
+        here = not part.startswith("pypi:") and (context.base / Path(part).expanduser()).exists()
+        return Path(part).name if here else part
+
+    over = "+" in spec and context.source.kind == "adapter" and named(spec) == spec  # BASE+ADAPTER
+    return "+".join(map(named, spec.rpartition("+")[::2])) if over else named(spec)
 
 
 def chosen_student(context: Context) -> Any:
-    """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
-    facts = read_json(context.folders["student"] / "importance.json")
-    return facts["method"], facts.get("source", facts.get("weights", facts.get("kept")))
+    """How the student was built and what fine-tuning made of it; figures of those stages do not matter to training."""
+    tuned = context.folders.get("sft")
+    return (*built_how(context), *([read_json(tuned / "sft.json")["weights"]] if tuned else []))
 
 
 # the student stage is read too, but through `chosen_student`: other text to judge by must not train anew

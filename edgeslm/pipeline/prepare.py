@@ -41,9 +41,19 @@ def _removed(context: Context) -> str | None:
 
 def _data_slice(context: Context) -> Any:
     part = context.recipe.data
-    hashes = [files(s.seeds if s.kind == "written" else s.paths, context.base) for s in part.sources]
     writes = any(s.kind == "written" for s in part.sources)
-    return part.model_dump(mode="json"), hashes, (context.recipe.seed, computing(context)) if writes else None
+    told = part.model_dump(mode="json"), hashes_of(context, part.sources)
+    return (*told, (context.recipe.seed, computing(context)) if writes else None, *(["answers"] * _marks(context)))
+
+
+def hashes_of(context: Context, sources: Any) -> list[Any]:
+    """Content of the files that sources of text name."""
+    return [files(s.seeds if s.kind == "written" else s.paths, context.base) for s in sources]
+
+
+def _marks(context: Context) -> bool:
+    """Whether rows have to say which tokens are answers."""
+    return any(getattr(term, "learn", "all") == "answers" for term in context.recipe.distill.objective)
 
 
 def _data(context: Context, folder: Path) -> None:
@@ -52,9 +62,13 @@ def _data(context: Context, folder: Path) -> None:
 
     parts = []
     for index, source in enumerate(context.recipe.data.sources):
-        documents = _documents(context, source, index)
-        name = f"{index}:{source.kind}"
-        parts.append(pack(documents, context.recipe.data.sequence, separator(context), name))
+        name, marks = f"{index}:{source.kind}", None
+        if _marks(context):
+            found = marked(context, source, index)
+            documents, marks = [d.ids for d in found], [d.answers for d in found]
+        else:
+            documents = _documents(context, source, index)
+        parts.append(pack(documents, context.recipe.data.sequence, separator(context), name, marks))
         context.progress.say(f"  data: {name} gives {len(parts[-1])} rows of {context.recipe.data.sequence} tokens")
     rows = Rows.join(parts)
     rows.save(folder / "rows.safetensors")
@@ -65,6 +79,7 @@ def _data(context: Context, folder: Path) -> None:
             {**source.model_dump(mode="json"), "rows": len(part), "tokens": int(part.mask.sum())}
             for source, part in zip(context.recipe.data.sources, parts, strict=True)
         ],
+        **({} if rows.answers is None else {"answer_tokens": int(rows.answers.sum())}),
         "seed": context.recipe.seed if any(s.kind == "written" for s in context.recipe.data.sources) else None,
     }
     write_json(folder / "data.json", facts)
@@ -72,13 +87,27 @@ def _data(context: Context, folder: Path) -> None:
 
 def _documents(context: Context, source: Any, index: int) -> list[list[int]]:
     if source.kind == "written":
-        return _written(context, source, index)
+        return [d.ids for d in _written(context, source, index)]
     from edgeslm.data import DOCUMENTS
 
     return DOCUMENTS[source.kind](expand(source.paths, context.base), context.tokenizer)
 
 
-def _written(context: Context, source: Any, index: int) -> list[list[int]]:
+def marked(context: Context, source: Any, index: int) -> list[Any]:
+    """Documents of a source that say which of their tokens are answers (edgeslm.data.answers.Dialogue). Raises
+    DataError."""
+    from edgeslm.data.answers import Dialogue, dialogues
+
+    if source.kind == "written":
+        return _written(context, source, index)
+    if source.kind == "chat":
+        return dialogues(expand(source.paths, context.base), context.tokenizer)
+    return [Dialogue.plain(ids) for ids in _documents(context, source, index)]
+
+
+def _written(context: Context, source: Any, index: int) -> list[Any]:
+    """Prompts in turn, with what the teacher wrote after each as its answer."""
+    from edgeslm.data.answers import Dialogue
     from edgeslm.data.written import WriteSettings, prompts_from, write
     from edgeslm.models.stop import stop_ids
 
@@ -87,7 +116,9 @@ def _written(context: Context, source: Any, index: int) -> list[list[int]]:
     settings = WriteSettings(source.rows, source.max_new, source.batch, seed=context.recipe.seed + index, **sampling)
     teacher = context.load_teacher(context.compute.dtype)
     with context.progress.task("teacher writes", source.rows, "texts") as bar:
-        return write(teacher.model, prompts, settings, stop_ids(context.tokenizer), bar.reach)
+        texts = write(teacher.model, prompts, settings, stop_ids(context.tokenizer), bar.reach)
+    asked = [len(prompts[index % len(prompts)]) for index in range(len(texts))]
+    return [Dialogue(ids, [0] * n + [1] * (len(ids) - n)) for ids, n in zip(texts, asked, strict=True)]
 
 
 def separator(context: Context) -> int:
@@ -185,26 +216,45 @@ def _vocabulary(context: Context, student: Any) -> dict[str, Any]:
 
 
 def student_model(context: Context) -> Any:
-    """The student as built, in float32, before training: new weights as kept, or the teacher without the layers that
-    were dropped."""
+    """The student before distillation, in float32: as fine-tuned, or as built."""
+    tuned = context.folders.get("sft")
+    return kept_model(context, tuned) if tuned else built_student(context)
+
+
+def kept_model(context: Context, folder: Path) -> Any:
+    """The student that a stage has left in its folder, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from edgeslm.models.turned import straighten
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, local_files_only=True)
+    model = straighten(model)
+    model.set_attn_implementation(context.recipe.distill.train.attention)
+    model.to(context.compute.device)  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
+    return model.eval()
+
+
+def built_student(context: Context) -> Any:
+    """New weights as kept, or the teacher without the layers that were dropped."""
+    import torch
+
     from edgeslm.students import depth
 
     folder = context.folders["student"]
     facts = read_json(folder / "importance.json")
     if "weights" in facts:
-        model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, local_files_only=True)
-        model = straighten(model)
-        model.set_attn_implementation(context.recipe.distill.train.attention)
-        model.to(context.compute.device)  # type: ignore[arg-type]  # its wrapper hides nn.Module's signature
-        return model.eval()
+        return kept_model(context, folder)
     if "source" in facts:
         return context.load(origin_source(context), torch.float32).model
     teacher = context.load_teacher(torch.float32).model
     return depth.prune(teacher, facts["kept"]) if "kept" in facts else teacher
+
+
+def built_how(context: Context) -> tuple[Any, Any]:
+    """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
+    facts = read_json(context.folders["student"] / "importance.json")
+    return facts["method"], facts.get("source", facts.get("weights", facts.get("kept")))
 
 
 TEACHER = Stage("teacher", (), _teacher_slice, _teacher)

@@ -52,6 +52,9 @@ WEIGHTS += tuple(
         "follow",
         "distill",
         "vocabulary",
+        "sft",
+        "sft_figures",
+        "lora",
     )
 )
 RUN = "run:"  # a teacher that an earlier run shipped: run:NAME

@@ -185,14 +185,17 @@ def _mover(master: Master):
 def attach(model: nn.Module, assigned: Mapping[str, str], dtype: torch.dtype) -> Masters:
     """Gives every parameter of `model` a float32 master and casts the module's own weights to `dtype`.
 
-    Buffers keep their type (rotary frequencies lose their meaning in bfloat16). Raises FormatError for a weight that
-    is not finite.
+    Buffers keep their type (rotary frequencies lose their meaning in bfloat16). A weight that takes no gradient, such
+    as those beside adapters, is computed with and has no master. Raises FormatError for a weight that is not finite.
     """
     items = []
     for name, weight in model.named_parameters():
         value = weight.detach().to(torch.float32)
         if not torch.isfinite(value).all():
             raise FormatError(f"{name}: holds NaN or infinite weights; the teacher's file is damaged or overflowed")
+        if not weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+            continue
         value = value.clone() if value.data_ptr() == weight.data_ptr() else value
         weight.data = weight.data.to(dtype)
         items.append(Master(name, weight, nn.Parameter(value), FORMATS[assigned[name]]))

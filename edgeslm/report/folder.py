@@ -16,7 +16,7 @@ from edgeslm.artifact import Artifact
 from edgeslm.errors import DataError
 from edgeslm.measurement import Measurement
 
-STAGES = ("teacher", "data", "student", "plan", "distill", "export", "evaluate", "benchmark")
+STAGES = ("teacher", "data", "student", "sft", "plan", "distill", "export", "evaluate", "benchmark")
 MAX_FILE_BYTES = 1 << 28  # a larger result file is damage, not data
 
 
@@ -44,6 +44,7 @@ class Run:
     judged: dict[str, Any]  # the text of `quality`
     tasks: dict[str, Any]  # what files answered to tasks, {} where none were asked
     importance: dict[str, Any]
+    sft: dict[str, Any]  # what fine-tuning did, {} where a recipe asks for none
     plan: dict[str, Any]  # formats chosen for a size, {} for a recipe that names its formats
     training: dict[str, Any]  # distill summary
     steps: tuple[dict[str, Any], ...]  # distill log
@@ -151,6 +152,7 @@ def read(root: Path) -> Run:
         "judged": document("evaluate", "judged.json"),
         "tasks": document("evaluate", "tasks.json"),
         "importance": document("student", "importance.json"),
+        "sft": document("sft", "sft.json"),
         "plan": document("plan", "plan.json"),
         "training": document("distill", "summary.json"),
         "steps": _steps(r, folders.get("distill")),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from edgeslm.report import charts, students
+from edgeslm.report import charts, students, tuning
 from edgeslm.report.blocks import (
     ABSENT,
     Block,
@@ -30,6 +30,7 @@ def making(run: Run) -> Section:
         _influence(run),
         *students.cutting(run),
         *_importance_facts(run),
+        *tuning.tuned(run),
         _curve(run),
         *_training(run),
         *_stages(run),

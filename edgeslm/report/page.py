@@ -114,6 +114,7 @@ def results(run: Run) -> dict[str, Any]:
         "exact": list(run.exact),
         "measurements": [m.to_json() for m in (*run.quality, *run.speed)],
         "importance": run.importance,
+        "sft": run.sft,
         "plan": run.plan,
         "training": run.training,
         "answers": list(run.answers),

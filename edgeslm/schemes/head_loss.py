@@ -31,7 +31,8 @@ Given = dict[int, tuple[Tensor | Sparse | None, Tensor]]
 @dataclass(frozen=True)
 class HeadInput:
     """Everything about a micro-batch that the loss needs and that has no gradient. `base`: logits of an earlier student
-    that this one is added to."""
+    that this one is added to. `answers`: what a prediction weighs in terms that learn from answers alone, as a multiple
+    of what it weighs in others; 0 where nobody answers."""
 
     targets: Tensor  # [N] true outcomes
     mask: Tensor  # [N] 1.0 where the prediction counts
@@ -39,6 +40,7 @@ class HeadInput:
     teacher: Output | None
     base: Output | None = None
     foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
+    answers: Tensor | None = None  # [N]
 
 
 def head_loss(hidden: Tensor, head: Tensor, batch: HeadInput, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
@@ -71,7 +73,7 @@ class _HeadLoss(torch.autograd.Function):
             given: Given = {0: (teacher, token_scale[part])}
             for index, (output, known) in batch.foreign.items():
                 given[index] = output.rows(part, targets), token_scale[part] * known[part]
-            _to_gradient(logits, given, targets, terms, sums)
+            _to_gradient(logits, given, targets, terms, sums, None if batch.answers is None else batch.answers[part])
             torch.mm(logits, head, out=d_hidden[part])
             d_head += logits.T @ hidden[part]
         ctx.save_for_backward(d_hidden, d_head)
@@ -91,7 +93,9 @@ def _rows(values: Tensor, vocabulary: int) -> int:
     return max(1, (SLICE_BYTES if values.device.type == "cpu" else GPU_BYTES) // (4 * vocabulary))
 
 
-def _to_gradient(logits: Tensor, given: Given, targets: Tensor, terms: tuple[Term, ...], sums: Tensor) -> None:
+def _to_gradient(
+    logits: Tensor, given: Given, targets: Tensor, terms: tuple[Term, ...], sums: Tensor, answers: Tensor | None
+) -> None:
     """Overwrites logits [C, V] with the gradient of the mean loss on them; adds each term's share to `sums`."""
     rows = _rows(logits, logits.shape[1])
     for at in range(0, logits.shape[0], rows):
@@ -99,6 +103,9 @@ def _to_gradient(logits: Tensor, given: Given, targets: Tensor, terms: tuple[Ter
         total: Tensor | None = None
         for index, term in enumerate(terms):
             whole, scale = given[term.teacher if term.teacher in given else 0]
+            if term.learn == "answers":
+                assert answers is not None, "a term learns from answers, and the rows do not say where they are"
+                scale = scale * answers
             teacher = whole.part(part) if isinstance(whole, Sparse) else None if whole is None else whole[part]
             value, grad = response(term, logits[part], teacher, targets[part])
             if term.params:

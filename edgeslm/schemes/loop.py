@@ -45,6 +45,7 @@ class Loop:
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # what else a row holds, [rows, ...] each
     exchange: Exchange | None = None  # where the groups of a codistillation meet
     ranks: Ranks = ALONE  # the processes that train together: the first one writes, judges and says
+    name: str = "distil"  # what the progress of this training is called
 
     def batch(self, index: int) -> Batch:
         """The rows of step `index`: a function of the order alone, so a resumed run reads what a whole one reads."""
@@ -97,7 +98,7 @@ def turns(loop: Loop, steps: Sequence[Step], kept: dict[str, Tensor] | None = No
         loop.measure(0)
     tokens = loop.batch_rows * loop.rows.ids.shape[1]
     left = (train.steps - done) * tokens
-    with loop.progress.task("distil", left, "tokens") as bar, log.open("a", encoding="utf-8") as out:
+    with loop.progress.task(loop.name, left, "tokens") as bar, log.open("a", encoding="utf-8") as out:
         for index in range(done, train.steps):
             lr = train.lr * SCHEDULES[train.schedule](index, train.steps, warmup, decay)
             turn = Turn(index, lr, on_grid(loop, index))

@@ -5,6 +5,7 @@ Shape letters: R windows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,23 @@ def closeness(student: nn.Module, teacher: nn.Module, windows: Tensor, base: nn.
             top1 += float((log_s.argmax(-1) == log_t.argmax(-1)).sum())
     tokens = windows.shape[0] * (windows.shape[1] - start)
     return Closeness(loss / tokens, kl / tokens, top1 / tokens, tokens)
+
+
+@torch.no_grad()
+def answer_loss(model: nn.Module, dialogues: Sequence[tuple[Sequence[int], Sequence[int]]]) -> float:
+    """Mean cross-entropy, in nats a token, of the tokens that are marked with 1 in (ids, marks), each dialogue read
+    alone and from its beginning. The first token of a dialogue is never predicted."""
+    head = head_weight(model)
+    total = count = 0.0
+    for ids, marks in dialogues:
+        row = torch.tensor([ids], device=head.device)
+        chosen = torch.tensor(marks[1:], device=head.device).bool()
+        states, targets = hidden_states(model, row)[0, :-1][chosen], row[0, 1:][chosen]
+        for at in range(0, len(targets), ROWS):
+            logits, some = _logits(model, states[at : at + ROWS]), targets[at : at + ROWS]
+            total += float(torch.nn.functional.cross_entropy(logits, some, reduction="none").cpu().double().sum())
+        count += len(targets)
+    return total / count
 
 
 @torch.no_grad()

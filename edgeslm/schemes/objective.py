@@ -14,7 +14,7 @@ from edgeslm.knowledge.base import Feature, Loss, Params, Response, Sizes
 from edgeslm.schemes.layer_map import Pair, resolve
 from edgeslm.teachers.base import Need
 
-RESERVED = ("loss", "weight", "layers", "teacher")
+RESERVED = ("loss", "weight", "layers", "teacher", "learn")
 
 
 def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float) -> Tensor:
@@ -25,8 +25,9 @@ def masked_mean(values: Tensor, mask: Tensor, count: Tensor | float) -> Tensor:
 
 @dataclass(frozen=True)
 class Term:
-    """One loss with its weight and options. `layers` and `teacher` (which of several) matter to losses on features;
-    `pairs` and `params` (the loss's own weights, one set for each pair) are there once it is bound to two models."""
+    """One loss with its weight and options. `learn`: from all tokens, or from answers alone. `layers` and `teacher`
+    (which of several) matter to losses on features; `pairs` and `params` (the loss's own weights, one set for each
+    pair) are there once it is bound to two models."""
 
     name: str
     weight: float
@@ -35,6 +36,7 @@ class Term:
     teacher: int = 0
     pairs: tuple[Pair, ...] = ()
     params: tuple[Params, ...] = ()
+    learn: str = "all"
 
     @property
     def loss(self) -> Loss:
@@ -92,11 +94,12 @@ class Objective:
 
     @classmethod
     def build(cls, terms: Sequence[Mapping[str, Any]]) -> Objective:
-        """From a recipe's list of `{loss, weight, layers, teacher, **options}`."""
+        """From a recipe's list of `{loss, weight, layers, teacher, learn, **options}`."""
         made = []
         for t in terms:
             options = {k: _frozen(v) for k, v in t.items() if k not in RESERVED}
-            made.append(Term(t["loss"], float(t.get("weight", 1.0)), options, t.get("layers"), t.get("teacher") or 0))
+            term = Term(t["loss"], float(t.get("weight", 1.0)), options, t.get("layers"), t.get("teacher") or 0)
+            made.append(replace(term, learn=t.get("learn", "all")))
         return cls(tuple(made))
 
     def bound(

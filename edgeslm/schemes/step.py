@@ -26,6 +26,8 @@ from edgeslm.schemes.objective import Objective, masked_mean
 from edgeslm.schemes.terms import feature
 from edgeslm.teachers.base import Dense, Need, Signals, Teacher
 
+ANSWERS = -1  # among counts: predictions of what an assistant says
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -142,9 +144,11 @@ class Step:
         return float(losses[0])
 
     def _counts(self, batch: Batch) -> dict[int, float]:
-        """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens."""
-        predictions = float(self.view.truth(batch)[1].sum())
-        return {0: predictions, 1: float(len(batch)), 2: float(batch.mask.sum())}
+        """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens; and answers,
+        of which a step may hold none."""
+        predictions, answers = float(self.view.truth(batch)[1].sum()), batch.answers
+        spoken = 0.0 if answers is None else float(answers.sum())
+        return {0: predictions, 1: float(len(batch)), 2: float(batch.mask.sum()), ANSWERS: max(1.0, spoken)}
 
     def _forward(
         self, batch: Batch, teacher: Teacher | None, objective: Objective, counts: dict[int, float]
@@ -160,7 +164,7 @@ class Step:
             states = self.settings.activations(states)
         loss, sums = torch.zeros((), device=states.device), torch.zeros(0, dtype=torch.float64)
         if objective.responses:
-            loss, sums = self._response(states, layers, signals, batch, counts[0], objective)
+            loss, sums = self._response(states, layers, signals, batch, counts, objective)
         found = []
         for term in objective.features:
             mean = self._mean(feature(term, layers, signals.layers[term.teacher], batch.mask), batch, counts)
@@ -181,13 +185,14 @@ class Step:
         layers: Mapping[int, Layer],
         signals: Signals,
         batch: Batch,
-        count: float,
+        counts: dict[int, float],
         objective: Objective,
     ) -> tuple[Tensor, Tensor]:
-        (targets, mask), terms = self.view.truth(batch), objective.responses
+        (targets, mask), terms, count = self.view.truth(batch), objective.responses, counts[0]
+        answers = None if batch.answers is None else batch.answers * (count / counts[ANSWERS])
         head, teacher = self.view.head(self.model), signals.output
         base = None if self.base is None else self.base(batch, Need()).output
-        given = HeadInput(targets, mask, count, teacher, base, signals.foreign)
+        given = HeadInput(targets, mask, count, teacher, base, signals.foreign, answers)
         if not self.settings.exits:
             return head_loss(states, head, given, terms)
         # the last layer follows the text or an outer teacher, and every exit the last layer (BYOT, arXiv:1905.08094)
@@ -197,7 +202,7 @@ class Step:
             hidden = layers[layer].hidden
             assert hidden is not None
             early = self.view.exit(self.model, hidden)
-            part, _ = head_loss(early, head, HeadInput(targets, mask, count, own), terms)
+            part, _ = head_loss(early, head, HeadInput(targets, mask, count, own, answers=answers), terms)
             loss = loss + part / len(self.settings.exits)
         return loss, sums
 
