@@ -34,9 +34,10 @@ class MoreTeacher(Part):
 
 
 class TeacherPart(Part):
-    """`model`: hub id, folder in hub layout, .gguf, llama2.c .bin, `pypi:PACKAGE==VERSION/path`, or `run:NAME` for the
-    student that another recipe's run shipped (recipes chain: a teacher's assistant, a float student; `run:NAME@2` for
-    a point that its training kept). `format`: the teacher's matrices are put on this grid before it teaches (survey,
+    """`model`: hub id, folder in hub layout, .gguf, llama2.c .bin, `pypi:PACKAGE==VERSION/path`, a LoRA adapter in
+    peft's layout (`ADAPTER`, or `BASE+ADAPTER` where its config does not name the base), or `run:NAME` for the student
+    that another recipe's run shipped (recipes chain: a teacher's assistant, a float student; `run:NAME@2` for a point
+    that its training kept). `format`: the teacher's matrices are put on this grid before it teaches (survey,
     section 5.6); it is judged against unrounded. `more`: several teachers; students are judged by the first. `combine`:
     their `weighted` mean, weights by how well each predicts a row (`sample`), or the best for each `token`."""
 

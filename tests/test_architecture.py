@@ -17,6 +17,7 @@ TORCH_FREE |= {
     "recipe_parts",
     "recipe_student",
     "recipe_encoder",
+    "recipe_sft",
     "recipe_codistill",
     "runtimes",
     "evaluate",
@@ -34,7 +35,7 @@ TORCH_FREE |= {
     "training_memory",
     "recipe_scratch",
 }
-HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "llama_cpp"}
+HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "llama_cpp"}
 MAY_NOT = {
     "formats": lambda room: room not in ("formats", "errors"),
     "knowledge": lambda room: room != "knowledge",

@@ -1,1 +1,1 @@
-"""Where models come from (hub id, folder, .gguf, .bin, pypi:) and what they are called."""
+"""Where models come from (hub id, folder, .gguf, .bin, pypi:, an adapter) and what they are called."""
