@@ -26,6 +26,8 @@ def save(steps: Sequence[Step], kept: dict[str, Tensor], done: int, folder: Path
     for index, step in enumerate(steps):
         flat.update({f"{index}|{key}": value for key, value in _state(step).items()})
     flat["rng"] = torch.get_rng_state()
+    if torch.cuda.is_initialized():  # what dropout of adapters draws there
+        flat["rng-cuda"] = torch.cuda.get_rng_state()
     part = folder / (NAME + ".part")
     try:
         save_file(_separate(flat), part, metadata={"done": json.dumps(done)})
@@ -46,6 +48,8 @@ def load(steps: Sequence[Step], kept: dict[str, Tensor], folder: Path) -> int:
         done = json.loads(file.metadata()["done"])
         flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     torch.set_rng_state(flat.pop("rng"))
+    if "rng-cuda" in flat:
+        torch.cuda.set_rng_state(flat.pop("rng-cuda"))
     for name, value in kept.items():
         value.copy_(flat[f"kept|{name}"])
     for index, step in enumerate(steps):
