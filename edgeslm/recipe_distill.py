@@ -160,9 +160,26 @@ class MupPart(Part):
     base_width: Positive
 
 
+class DdpParallel(Part):
+    """Every process holds the whole student and learns from its share of each step's rows: PyTorch's
+    DistributedDataParallel, which sends gradients, as float32 sums, while the backward pass runs."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class Fsdp2Parallel(Part):
+    """Every process holds its rows of every tensor of the student: PyTorch's fully_shard. Weights, float32 masters,
+    gradients and moments take 1/n of the memory each; a layer's weights are gathered while it runs. Processes need one
+    file system. `teacher`: whole on every process, or `sharded` too, where it is too large for one."""
+
+    kind: Literal["fsdp2"]
+    teacher: Literal["replicated", "sharded"] = "replicated"
+
+
 class TrainPart(Part):
     """`loss_lr`: peak learning rate of weights that belong to losses. `keep`: at so many equally spaced points before
-    the end the student is kept, as `run:NAME@1` and so on, for recipes that follow this training's route."""
+    the end the student is kept, as `run:NAME@1` and so on, for recipes that follow this training's route. `parallel`:
+    how the processes that torchrun starts share the work; one process alone has nothing to share."""
 
     steps: Annotated[int, Field(ge=0)]  # 0: the student as built
     batch_tokens: Positive = 2048
@@ -178,10 +195,12 @@ class TrainPart(Part):
     precision: Literal["auto", "bf16", "f32"] = "auto"
     attention: Literal["sdpa", "eager"] = "sdpa"
     recompute: bool = False  # layers keep their inputs only and run again in the backward pass: less memory, more time
+    offload: bool = False  # masters, moments and gradients in main memory instead of the card's: less of it, more time
     compile: bool = False  # fuses each layer's small operations; pays off after a few dozen steps
     checkpoint_every: Positive = 20
     keep: Annotated[int, Field(ge=0)] = 0
     mup: MupPart | None = None
+    parallel: Annotated[DdpParallel | Fsdp2Parallel, Field(discriminator="kind")] = DdpParallel()
 
     @model_validator(mode="after")
     def _one_way_to_run_layers(self) -> TrainPart:
@@ -208,10 +227,23 @@ class DistillPart(Part):
         recorded, scheme = self.targets.kind != "live", self.scheme.kind
         if recorded and scheme != "offline":
             raise ValueError(f"targets: recorded targets teach in the offline scheme, not in '{scheme}'")
+        if self.train.offload and scheme != "offline":
+            raise ValueError(f"train.offload: is for the offline scheme, not for '{scheme}'; set it to false")
         if recorded and self.on_policy:
             raise ValueError(
                 "on_policy: text that the student writes has no recorded targets; use targets: {kind: live}"
             )
+        if self.train.parallel.kind == "fsdp2" and self._copies_student:
+            raise ValueError(
+                f"train.parallel: in scheme '{scheme}' whole copies of the student teach, and with fsdp2 no process "
+                "has a whole student; use parallel: {kind: ddp}"
+            )
         if self.on_policy and scheme not in ("offline", "online"):
             raise ValueError(f"on_policy: students write in the offline and online schemes, not in '{scheme}'")
         return self
+
+    @property
+    def _copies_student(self) -> bool:
+        """Whether its scheme keeps copies of the student as it was."""
+        scheme = self.scheme
+        return scheme.kind == "codistill" or (scheme.kind == "self" and scheme.teacher != "deep")

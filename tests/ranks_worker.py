@@ -1,37 +1,109 @@
-"""Run by torchrun from test_ranks: some schemes on a tiny model; the first rank writes what each leaves."""
+"""Run by torchrun from test_ranks and test_shards: schemes on a tiny model, `KIND: NAME` or `KIND: NAME, stopped` each.
+The first rank writes what each leaves."""
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
+import tiny
 import torch
 from safetensors.torch import save_file
-from test_scheme_kinds import CASES, STEPS, loop, make, run
+from test_scheme_kinds import CASES, KL, STEPS, Stopped, loop, make, run, student
+from transformers import LlamaForCausalLM
 
 from edgeslm import parallel
+from edgeslm.parallel.ranks import local
+from edgeslm.parallel.shards import Shards, gathered, spread_student
+from edgeslm.schemes.step import Step
+
+FEW = "offline, few rows"  # keys and values of 4 rows
+STOPPED = ", stopped"  # after the fifth update, and gone on from the checkpoint after the third
 
 
-def one(name: str, folder: Path, ranks: parallel.Ranks) -> dict[str, torch.Tensor]:
-    """Masters after a whole training; on a grid from the third step on."""
-    kind, steps, guide, part, more = make(name, folder, "q4_0")
+def made(name: str, folder: Path) -> Any:
+    if name != FEW:
+        return make(name, folder, "q4_0")
+    scheme, _, *rest = make("offline", folder, "q4_0")
+    config = student().config
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 1, 4
+    torch.manual_seed(2)
+    step = tiny.step_of(LlamaForCausalLM(config).eval(), [KL], [tiny.llama(layers=4, seed=1)], "q4_0", refit_every=4)
+    return scheme, [step], *rest
+
+
+def shared(step: Step, kind: str, ranks: parallel.Ranks, dtype: torch.dtype = torch.float32) -> Step:
+    """The same step on all ranks."""
+    if ranks.size == 1:
+        return step
+    if kind == "ddp":
+        from edgeslm.parallel.replicas import Replicas
+
+        some = not all(o.responses for o in (step.objective, *step.stages))
+        step.engine = Replicas(step.model, step.masters, ranks, some)
+        return step
+    wants = [o.wants for o in (step.objective, *step.stages) if not o.responses]
+    spread_student(step.model, step.masters, dtype, wants, ranks)
+    how = {"base": step.base, "stages": step.stages, "engine": Shards(ranks)}
+    return Step(step.model, step.masters, step.objective, step.settings, **how)
+
+
+def one(name: str, folder: Path, ranks: parallel.Ranks, kind: str = "ddp", end: int = STEPS) -> list[Step]:
+    """Steps after a training, whole or up to update `end`; on a grid from the third update on."""
+    scheme, steps, guide, part, more = made(name, folder)
+    steps = [shared(step, kind, ranks) for step in steps]
     for step in steps:
-        object.__setattr__(step.settings, "ranks", ranks)
-    run(kind, steps, guide, loop(folder, grid_start=2, ranks=ranks, **more), part)
-    return {f"{i}|{m.name}": m.value.detach().clone() for i, s in enumerate(steps) for m in s.masters.items}
+        step.settings = replace(step.settings, micro_rows=1)  # as many passes as rows
+    cut = kind == "fsdp2" and ranks.size > 1
+    where = loop(folder, grid_start=2, ranks=ranks, cut=cut, **more)
+    if end < STEPS:
+        read = where.batch
+        object.__setattr__(where, "batch", lambda index: read(index) if index < end else stop())
+    run(scheme, steps, guide, where, part)
+    return steps
+
+
+def whole(step: Step, ranks: parallel.Ranks) -> dict[str, torch.Tensor]:
+    """Masters and codes, of all ranks' rows on the first."""
+    found = {}
+    for master in step.masters.items:
+        value = master.value.detach()
+        found[f"value {master.name}"] = gathered(local(value), value, ranks).clone()
+        if master.on_grid:
+            found[f"codes {master.name}"] = gathered(master.codes(), value, ranks).clone()
+    return found
+
+
+def stop() -> NoReturn:
+    raise Stopped
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    out, names = Path(sys.argv[1]), sys.argv[2:]
-    ranks = parallel.join()
-    assert set(names) <= set(CASES) and STEPS > 4
-    for name in names:
-        found = one(name, out / name.replace(" ", "-"), ranks)
-        same = ranks.gathered(sum(float(v.double().sum()) for v in found.values()))
-        assert len(set(same)) == 1, f"{name}: ranks hold different weights: {same}"
+    out, ranks = Path(sys.argv[1]), parallel.join()
+    assert STEPS > 5
+    for job in sys.argv[2:]:
+        kind, _, name = job.partition(": ")
+        name, short = name.removesuffix(STOPPED), job.replace(": ", "-").replace(" ", "-")
+        assert name in (*CASES, FEW), name
+        if job.endswith(STOPPED):
+            try:
+                one(name, out / short, ranks, kind, end=5)
+            except Stopped:
+                ranks.wait()
+            assert list((out / short).glob("checkpoint*")), "stopped before it was kept"
+        steps = one(name, out / short, ranks, kind)
+        found = {f"{i} {key}": value for i, step in enumerate(steps) for key, value in whole(step, ranks).items()}
+        if kind == "ddp":
+            same = ranks.gathered(sum(float(v.double().sum()) for v in found.values()))
+            assert len(set(same)) == 1, f"{name}: ranks hold different weights: {same}"
+        held = ranks.gathered(sum(step.held_bytes for step in steps))
         if ranks.first:
-            save_file(found, out / f"{name.replace(' ', '-')}.safetensors")
+            save_file(found, out / f"{short}.safetensors")
+            (out / f"{short}.json").write_text(json.dumps(held))
         ranks.wait()
     parallel.leave()
 

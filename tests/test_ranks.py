@@ -29,8 +29,8 @@ QUICK = (
 )  # fmt: skip
 
 
-def torchrun(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(*arguments: object, processes: int = 2, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}", "OMP_NUM_THREADS": "1"}
     command += list(map(str, arguments))
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, env=environment)
@@ -40,23 +40,40 @@ def log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def alike(job: str, folder: Path, processes: int = 2) -> list[float]:
+    """Asserts that what ranks left of a job is as one process's; the share of equal integers of each tensor on a grid.
+
+    In float32 sums of other parts differ by a few 1e-7 of their size. Before weights lie on the grid losses differ by
+    no more (1e-5 is asked for). Then a weight between two codes may go to either, and Adam divides by the root of small
+    second moments, so single masters part by up to a step (5e-3 is asked for, 2 learning rates)."""
+    name, short = job.partition(": ")[2], job.replace(": ", "-").replace(" ", "-")
+    alone = ranks_worker.one(name, folder / "one" / short, parallel.ALONE)
+    ours, theirs = log(folder / "many" / short), log(folder / "one" / short)
+    assert [line["ranks"] for line in ours] == [processes] * len(theirs) and len(ours) == ranks_worker.STEPS
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-3), job
+        assert a["terms"] == pytest.approx(b["terms"], rel=2e-2, abs=1e-3)
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5), job
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4), job
+    found = load_file(folder / "many" / f"{short}.safetensors")
+    each = enumerate(ranks_worker.whole(step, parallel.ALONE) for step in alone)
+    wanted = {f"{i} {key}": value for i, left in each for key, value in left.items()}
+    assert found.keys() == wanted.keys()
+    far = [float((found[key] - value).abs().max()) for key, value in wanted.items() if " value " in key]
+    assert max(far) < 5e-3, (job, max(far))
+    return [float((found[key] == value).float().mean()) for key, value in wanted.items() if " codes " in key]
+
+
 def test_two_processes_learn_what_one_learns(tmp_path):
-    """Every kind of loop: losses step by step, gradient norms, weights at the end; on the grid from the third step."""
-    done = torchrun(HERE / "ranks_worker.py", tmp_path / "two", *SCHEMES)
+    """Replicas, every kind of loop: losses step by step, gradient norms, weights at the end."""
+    jobs = [f"ddp: {name}" for name in SCHEMES]
+    done = torchrun(HERE / "ranks_worker.py", tmp_path / "many", *jobs, f"{jobs[0]}{ranks_worker.STOPPED}")
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in SCHEMES:
-        short = name.replace(" ", "-")
-        alone = ranks_worker.one(name, tmp_path / "one" / short, parallel.ALONE)
-        ours, theirs = (log(tmp_path / where / short) for where in ("two", "one"))
-        assert [line["ranks"] for line in ours] == [2] * len(theirs) and len(ours) == ranks_worker.STEPS
-        for a, b in zip(ours, theirs, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], rel=2e-3), name
-            assert a["terms"] == pytest.approx(b["terms"], rel=2e-2, abs=1e-3)
-        assert ours[1]["loss"] == pytest.approx(theirs[1]["loss"], rel=1e-5)  # before rounding can part them
-        assert ours[1]["grad_norm"] == pytest.approx(theirs[1]["grad_norm"], rel=1e-4)
-        found = load_file(tmp_path / "two" / f"{short}.safetensors")
-        far = [float((found[key] - value).abs().max()) for key, value in alone.items()]
-        assert found.keys() == alone.keys() and max(far) < 5e-3, (name, max(far))
+    for job in jobs:
+        assert min(alike(job, tmp_path)) > 0.97
+    once, again = (tmp_path / "many" / f"ddp-offline,-features{end}.safetensors" for end in ("", ",-stopped"))
+    assert once.read_bytes() == again.read_bytes()
 
 
 def test_a_recipe_is_run_by_two_processes(tmp_path):

@@ -10,9 +10,10 @@ from edgeslm.pipeline.grid import grid_slice, start_on_grid
 from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
 from edgeslm.pipeline.prepare import built_how, student_model
-from edgeslm.pipeline.ranks import together
+from edgeslm.pipeline.processes import changing, engine_of, in_one_piece, joined, note, spread_teachers, weight_type
+from edgeslm.pipeline.ranks import cut, together
 from edgeslm.pipeline.sft_figures import note_answers
-from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
+from edgeslm.pipeline.stage import Context, Stage, computing, read_json
 from edgeslm.pipeline.vocabulary import note_bits, origin_source
 
 
@@ -52,6 +53,7 @@ def _distill(context: Context, folder: Path) -> None:
     judge = context.load_teacher(chosen.dtype).model
     base = _base(context)
     guides = teachers(context, judge) if taught_live(context) else None
+    spread_teachers(context, [judge, *(guides.models if guides else ())])
     copies = here(context) or range(getattr(recipe.distill.scheme, "peers", 1))
     steps = [step_of(context, folder, rows, guides, base, group) for group in copies]
     student = steps[0].model
@@ -61,7 +63,7 @@ def _distill(context: Context, folder: Path) -> None:
     if train.recompute:
         for step in steps:
             compute.recompute_layers(step.model)
-    points = Points(context, student, judge, folder, base)
+    points = Points(context, student, judge, folder, base, writes=ranks.first)
     order = read_order(context, rows)
     loop = Loop(
         rows=rows,
@@ -74,28 +76,34 @@ def _distill(context: Context, folder: Path) -> None:
         device=chosen.device,
         measure=points,
         keep=_kept_points(context, student, folder),
-        load=another(context),
+        load=changing(context, another(context)),
         on_policy=on_policy(context, guides),
         fields={} if rows.answers is None else {"answers": rows.answers},
         exchange=exchange(context, rows, folder),
         ranks=ranks,
+        cut=cut(recipe),
     )
     teacher: Any = guides if recipe.distill.targets.kind == "live" else _recorded(context, rows, order)
     SCHEMES[recipe.distill.scheme.kind](steps, teacher, loop, recipe.distill.scheme)
     peaks = ranks.gathered(compute.peak_memory_bytes(chosen))
+    held = ranks.gathered(sum(step.held_bytes for step in steps))
+    if not (ranks.first or cut(recipe)):
+        return
+    about = student_arch(context), plain(student.config), context.folders["teacher"] / "tokenizer"
+    frozen = freeze(steps[0].masters, *about, f"{recipe.name}-student", _metadata(context), joined(context))
+    student = in_one_piece(context, student)
     if not ranks.first:
         return
-    if ranks.size > 1:
-        write_json(folder / "ranks.json", {"ranks": ranks.size, "peak_memory_bytes": peaks})
-    metadata = _metadata(context)
-    tokenizer = context.folders["teacher"] / "tokenizer"
-    config = plain(student.config)
-    frozen = freeze(steps[0].masters, student_arch(context), config, tokenizer, f"{recipe.name}-student", metadata)
     frozen.save(folder / "frozen")
     if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")
+    if cut(recipe):  # what follows is this process's alone
+        judge = context.load_teacher(chosen.dtype).model
+        _as_the_runtime(context, student)
     forwards = forward_kls(context, student, judge, frozen, points.windows, base)
-    summary(context, folder, config, guides is not None, points, forwards)
+    summary(context, folder, about[1], guides is not None, points, forwards)
+    if ranks.size > 1:
+        note(context, folder, held, peaks)
     note_bits(context, folder, frozen, student)
     note_answers(context, folder, frozen, student)
 
@@ -120,6 +128,8 @@ def taught_live(context: Context) -> bool:
 
 def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = None, group: int = 0) -> Any:
     """A student on its plan, its objective and its optimiser. `group`: which copy of a codistillation it is."""
+    import torch
+
     from edgeslm.quantize.masters import attach
     from edgeslm.schemes import checkpoint
     from edgeslm.schemes.step import Step
@@ -127,11 +137,13 @@ def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = 
 
     student = own_start(context, student_model(context), group)
     assigned = plan_of(context).assign(shapes_of(student))
-    masters = attach(student, assigned, context.compute.dtype)
-    start_on_grid(context, student, masters, rows, resumed=(folder / checkpoint.NAME).exists())
+    where = torch.device("cpu") if context.recipe.distill.train.offload else None
+    masters = attach(student, assigned, weight_type(context), where)
+    start_on_grid(context, student, masters, rows, resumed=checkpoint.there(folder))
     main, stages = objectives(context, student, guides)
     settings = _settings(context, student, assigned)
-    return Step(student, masters, main, settings, base=LiveTeacher(base) if base else None, stages=stages)
+    engine, beside = engine_of(context, student, masters, [main, *stages]), LiveTeacher(base) if base else None
+    return Step(student, masters, main, settings, base=beside, stages=stages, engine=engine)
 
 
 def _base(context: Context) -> Any:
@@ -159,9 +171,10 @@ def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]
 
     def keeper(point: int) -> Any:
         def keep() -> None:
-            place = folder / "route" / str(point)
-            save(student, place)
-            write_tokenizer(context.tokenizer, place)
+            whole, place = in_one_piece(context, student), folder / "route" / str(point)
+            if whole is not None:
+                save(whole, place)
+                write_tokenizer(context.tokenizer, place)
 
         return keep
 
@@ -169,7 +182,6 @@ def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]
 
 
 def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
-    from edgeslm import parallel
     from edgeslm.models.forward import head_weight
     from edgeslm.quantize import activations
     from edgeslm.schemes.step import StepSettings
@@ -179,15 +191,24 @@ def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
     every = part.scales.every if part.scales.kind == "refit" else getattr(part.scales, "refit_every", None)
     share = part.scales.lr / train.lr if part.scales.kind == "learned" else None
     head = None
-    if part.activations is not None:  # for the whole life of the student: curves see what the runtime will do
-        activations.install(student, assigned, part.activations)
+    if part.activations is not None:
+        _as_the_runtime(context, student)
         names = {id(weight): name for name, weight in student.named_parameters()}
         head = activations.rounding(assigned[names[id(head_weight(student))]], part.activations)
     exits = getattr(context.recipe.distill.scheme, "exits", ())
     own = train.loss_lr / train.lr
     shares = mup.shares(student, width) if (width := _base_width(context)) else {}
     plain = (train.micro_rows, train.clip, train.weight_decay, train.betas)
-    return StepSettings(*plain, every, share, head, own, exits, shares, parallel.join())
+    return StepSettings(*plain, every, share, head, own, exits, shares)
+
+
+def _as_the_runtime(context: Context, student: Any) -> None:
+    """Rounds activations where the recipe does, for the whole life of the student: curves see what will be shipped."""
+    from edgeslm.quantize import activations
+
+    part = context.recipe.quantize
+    if part.activations is not None:
+        activations.install(student, plan_of(context).assign(shapes_of(student)), part.activations)
 
 
 def _base_width(context: Context) -> int | None:

@@ -42,11 +42,14 @@ def worse_than_start(points: list[dict[str, float]]) -> str:
 class Points:
     """Closeness on the text to judge by, a few times a run; kept across a restart, but not across another text."""
 
-    def __init__(self, context: Context, student: Any, judge: Any, folder: Path, base: Any = None):
-        """`base`: the earlier student whose logits are added to this one's."""
+    def __init__(
+        self, context: Context, student: Any, judge: Any, folder: Path, base: Any = None, *, writes: bool = True
+    ):
+        """`base`: the earlier student whose logits are added to this one's. `writes`: of processes that judge a student
+        together, one keeps what they found."""
         from edgeslm.pipeline.heldout import heldout_ids, judged
 
-        self.context, self.student, self.judge, self.base = context, student, judge, base
+        self.context, self.student, self.judge, self.base, self.writes = context, student, judge, base, writes
         self.path = folder / "heldout.json"
         self.judged = judged(context)
         kept: dict[str, Any] = read_json(self.path) if self.path.exists() else {"judged": {}}
@@ -61,6 +64,8 @@ class Points:
         tokens = done * self.context.recipe.distill.train.batch_tokens
         with uncompiled():
             found = closeness(self.student, self.judge, self.windows, self.base)
+        if not self.writes:
+            return
         point = {"tokens": tokens, "kl": found.kl, "top1": found.top1, "loss": found.loss, "judged": found.tokens}
         self.points = [p for p in self.points if p["tokens"] < tokens] + [point]
         write_json(self.path, {"judged": self.judged, "points": self.points})

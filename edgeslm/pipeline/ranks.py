@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ from edgeslm.pipeline.stage import Context, Stage, place
 from edgeslm.recipe import Recipe
 
 TOGETHER = "distill"
+ALONE = (
+    "distill.train.parallel: fsdp2 shares a student out among processes; start them with torchrun --nproc-per-node N "
+    "-m edgeslm run RECIPE, or say {kind: ddp}"
+)
 
 
 def many() -> bool:
@@ -30,8 +35,10 @@ def together() -> list[int]:
 
 def first(recipe: Any) -> bool:
     """Whether this process is the first of those that run the recipe, or the only one. Raises RecipeError for what
-    more than one cannot do."""
+    more than one cannot do, or one alone."""
     if not many():
+        if isinstance(recipe, Recipe) and cut(recipe):
+            raise RecipeError([ALONE])
         return True
     from edgeslm import parallel
 
@@ -50,8 +57,37 @@ def _refuse(recipe: Any, ranks: int) -> None:
         )
     if recipe.distill.on_policy is not None:
         found.append("distill.on_policy: what a student writes is not shared out among processes; start one")
+    if recipe.distill.train.offload:
+        found.append(
+            "distill.train.offload: is for one process; for several, parallel: {kind: fsdp2} divides the memory"
+        )
+    found += _relations(recipe, ranks)
     if found:
         raise RecipeError(found)
+
+
+def _relations(recipe: Recipe, ranks: int) -> list[str]:
+    """Losses that compare the rows of a pass with each other compare other rows where ranks share a step otherwise."""
+    from edgeslm.knowledge import LOSSES
+
+    def over_rows(term: Any) -> bool:
+        over = inspect.signature(LOSSES[term.loss].fn).parameters.get("over") if term.loss in LOSSES else None
+        return over is not None and (term.model_extra or {}).get("over", over.default) == "rows"
+
+    rows, most = recipe.batch_rows, recipe.distill.train.micro_rows
+    named = [term.loss for term in recipe.distill.objective if over_rows(term)]
+    if not named or rows % (ranks * most) == 0:
+        return []
+    return [
+        f"distill.objective: '{named[0]}' compares the {min(rows, most)} rows of a pass with each other, and {ranks} "
+        f"processes would not make the same passes of {rows} rows; set distill.train.micro_rows to a divisor of "
+        f"{rows / ranks:g}, or say over: tokens"
+    ]
+
+
+def cut(recipe: Recipe) -> bool:
+    """Whether each process holds a part of the student only."""
+    return recipe.distill.train.parallel.kind == "fsdp2"
 
 
 @contextmanager

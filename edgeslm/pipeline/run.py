@@ -148,6 +148,6 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
     seconds = time.perf_counter() - start
     write_json(done, {"stage": stage.name, "seconds": seconds, "resumed": resumed})
     for spent in folder.glob("checkpoint.safetensors*"):
-        spent.unlink()
+        shutil.rmtree(spent) if spent.is_dir() else spent.unlink()
     context.progress.say(f"{stage.name}: took {units.seconds(seconds)}")
     return seconds, resumed

@@ -35,7 +35,7 @@ PACKAGE = Path(__file__).parent.parent
 WEIGHTS: tuple[str, ...] = (
     "data", "formats", "knowledge", "models", "quantize", "schemes", "students", "teachers", "compute.py",
     "design/families.py",
-    "parallel.py",
+    "parallel",
 )  # fmt: skip
 WEIGHTS += tuple(
     f"pipeline/{name}.py"
@@ -47,6 +47,7 @@ WEIGHTS += tuple(
         "groups",
         "guides",
         "ranks",
+        "processes",
         "planning",
         "record",
         "follow",

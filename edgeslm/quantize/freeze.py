@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,16 @@ from edgeslm.quantize.plan import FLOATS
 
 @torch.no_grad()
 def freeze(
-    masters: Masters, arch: str, config: Mapping[str, Any], tokenizer: Path, name: str, metadata: dict[str, str]
+    masters: Masters,
+    arch: str,
+    config: Mapping[str, Any],
+    tokenizer: Path,
+    name: str,
+    metadata: dict[str, str],
+    whole: Callable[[Tensor, Tensor], Tensor] = lambda blocks, value: blocks,
 ) -> Frozen:
-    """The scales are those the last step trained with; a tensor that was never on its grid is fitted here."""
+    """The scales are those the last step trained with; a tensor that was never on its grid is fitted here. `whole`: all
+    blocks of a value of which this process holds a part."""
     tensors = {}
     for master in masters.items:
         if master.on_grid and not master.scales:
@@ -27,8 +34,8 @@ def freeze(
         tensors[master.name] = FrozenTensor(
             master.format.name,
             tuple(master.value.shape),
-            master.codes().cpu(),
-            {k: v.cpu() for k, v in master.scales.items()},
+            whole(master.codes(), master.value).cpu(),
+            {k: whole(v, master.value).cpu() for k, v in master.scales.items()},
         )
     return Frozen(arch, dict(config), tensors, tokenizer, name, metadata)
 

@@ -84,6 +84,8 @@ def extremes(grid: BlockFormat, scales: Scales) -> tuple[float, float]:
     """Smallest and largest level: what weights far outside are rounded to."""
     some = {key: value[:4096] for key, value in scales.items()}
     step, minimum = grid.spread(some)  # type: ignore[misc]
+    if not len(step):  # this process has none of the tensor's rows
+        return 0.0, 0.0
     reach = step.abs() if minimum is None else step.abs() + minimum.abs()
     far = (1e4 * reach).repeat_interleave(grid.block // step.shape[1], dim=1)
     found = [grid.levels(grid.encode(side, some)) for side in (-far, far)]  # type: ignore[misc]

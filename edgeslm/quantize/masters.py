@@ -4,11 +4,14 @@ Forward and backward see plain transformers modules whose weight is `decode(enco
 dtype). The straight-through gradient (Bengio et al., arXiv:1308.3432) is the module's own gradient: a hook moves it to
 the master as float32 while the backward pass is still running, so low-precision gradients of all weights never lie in
 memory together and micro-batches add up in float32. Tied tensors are one parameter and stay one master.
+
+Where ranks share a student (edgeslm.parallel.shards) weight, value, gradient and moments are DTensors cut by rows, and
+scales are those of this rank's rows. A block lies inside a row, so everything here works on the rows that are local.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.parallel.ranks import local
 from edgeslm.quantize.importance import block_importance
 from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS
@@ -36,6 +40,8 @@ class Master:
     scales: Scales = field(default_factory=dict)
     importance: Tensor | None = None
     learned: LearnedScales | None = None
+    leave: bool = False  # the next gradient stays on the weight: DistributedDataParallel takes it from there
+    used: bool = False  # whether there was a gradient since this was last set back
 
     @property
     def on_grid(self) -> bool:
@@ -51,7 +57,8 @@ class Master:
         assert self.format.fit is not None
         blocks = self._blocks()
         parts = [self.format.fit(blocks[part], self._weights_of_error(part)) for part in self._slices(blocks)]
-        self.scales = {key: torch.cat([p[key] for p in parts]) for key in parts[0]} if parts[0] else {}
+        found = {key: torch.cat([p[key] for p in parts]) for key in parts[0]} if parts and parts[0] else {}
+        self.scales = found if parts else self._none()[1]
         if self.learned is not None:
             self.learned.restart(self.format, self.scales)
 
@@ -66,19 +73,19 @@ class Master:
     def scale_gradients(self) -> None:
         """From the gradient of the master, which is that of the decoded weight, to the factors of the scales."""
         assert self.learned is not None and self.value.grad is not None
-        blocks, grads = self._blocks(), self.value.grad.view(-1, self.format.block)
+        blocks, grads = self._blocks(), local(self.value.grad).view(-1, self.format.block)
         parts = []
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
             parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part))
-        for parameter, pieces in zip(self.learned.parameters, zip(*parts, strict=True), strict=True):
-            parameter.grad = torch.cat(pieces)
+        for index, parameter in enumerate(self.learned.parameters):
+            parameter.grad = torch.cat([pieces[index] for pieces in parts]) if parts else torch.zeros_like(parameter)
 
     @torch.no_grad()
     def project(self) -> None:
         """weight <- decode(encode(value)) on the grid, with the scales as they are."""
         assert self.format.encode is not None
-        blocks, out = self._blocks(), self.weight.data.view(-1, self.format.block)
+        blocks, out = self._blocks(), local(self.weight.data).view(-1, self.format.block)
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
             out[part] = self.format.decode(self.format.encode(blocks[part], scales), scales)
@@ -86,23 +93,37 @@ class Master:
     @torch.no_grad()
     def copy(self) -> None:
         """weight <- value, no grid."""
-        self.weight.data.copy_(self.value.data)
+        local(self.weight.data).copy_(local(self.value.data))
 
     def codes(self) -> Tensor:
         """The integers [n, k] that ship, from the scales as they are."""
         assert self.format.encode is not None
         blocks = self._blocks()
+        if not len(blocks):
+            return self._none()[0]
         cut = [{k: v[p] for k, v in self.scales.items()} for p in self._slices(blocks)]
         return torch.cat([self.format.encode(blocks[p], s) for p, s in zip(self._slices(blocks), cut, strict=True)])
 
+    def watch(self, weight: nn.Parameter) -> None:
+        """From now on `weight` is the module's, and its gradients come here."""
+        self.weight = weight
+        weight.register_post_accumulate_grad_hook(_mover(self))
+
+    def _none(self) -> tuple[Tensor, Scales]:
+        """Codes and scales of no block, as a rank without rows has them."""
+        assert self.format.fit is not None and self.format.encode is not None
+        zeros = self._blocks().new_zeros(1, self.format.block)
+        scales = self.format.fit(zeros, None)
+        return self.format.encode(zeros, scales)[:0], {key: value[:0] for key, value in scales.items()}
+
     def _blocks(self) -> Tensor:
-        return self.value.data.view(-1, self.format.block)
+        return local(self.value.data).view(-1, self.format.block)
 
     def _weights_of_error(self, part: slice) -> Tensor | None:
         """[n, k] of the blocks in `part`."""
         if self.importance is None:
             return None
-        stop = min(part.stop, self.value.numel() // self.format.block)
+        stop = min(part.stop, self._blocks().shape[0])
         return block_importance(self.importance, self.format.block, part.start, stop - part.start)
 
     def _slices(self, blocks: Tensor) -> list[slice]:
@@ -115,14 +136,16 @@ class Masters:
 
     def __init__(self, items: Iterable[Master]):
         self.items = list(items)
+        self.before_writing: Callable[[], None] = lambda: None  # what modules that gather their weights must let go of
         for master in self.items:
-            master.weight.register_post_accumulate_grad_hook(_mover(master))
+            master.watch(master.weight)
 
     def __iter__(self) -> Iterable[Master]:
         return iter(self.items)
 
     def set_weights(self, *, grid: bool, refit: bool) -> None:
         """Decodes every weight anew after an optimiser step. `refit` also searches the scales anew."""
+        self.before_writing()
         for master in self.items:
             if grid and master.on_grid:
                 if refit or not master.scales:
@@ -169,11 +192,15 @@ class Masters:
                 by_name[name].learned_part.parameters[int(part)].data.copy_(tensor)
 
 
-def _mover(master: Master):
+def _mover(master: Master) -> Callable[[Tensor], None]:
     def move(weight: Tensor) -> None:
+        master.used = master.used or weight.grad is not None
+        if master.leave:
+            return
         grad, weight.grad = weight.grad, None
         if grad is None:
             return
+        grad = grad.to(master.value.device)
         if master.value.grad is None:
             master.value.grad = grad.float()
         else:
@@ -182,15 +209,18 @@ def _mover(master: Master):
     return move
 
 
-def attach(model: nn.Module, assigned: Mapping[str, str], dtype: torch.dtype) -> Masters:
-    """Gives every parameter of `model` a float32 master and casts the module's own weights to `dtype`.
+def attach(
+    model: nn.Module, assigned: Mapping[str, str], dtype: torch.dtype, where: torch.device | None = None
+) -> Masters:
+    """Gives every parameter of `model` a float32 master and casts the module's own weights to `dtype`. `where`: the
+    device of masters, and so of gradients, moments and scales; the weights' own when absent.
 
     Buffers keep their type (rotary frequencies lose their meaning in bfloat16). A weight that takes no gradient, such
     as those beside adapters, is computed with and has no master. Raises FormatError for a weight that is not finite.
     """
     items = []
     for name, weight in model.named_parameters():
-        value = weight.detach().to(torch.float32)
+        value = weight.detach().to(where or weight.device, torch.float32)
         if not torch.isfinite(value).all():
             raise FormatError(f"{name}: holds NaN or infinite weights; the teacher's file is damaged or overflowed")
         if not weight.requires_grad:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Loop:
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # what else a row holds, [rows, ...] each
     exchange: Exchange | None = None  # where the groups of a codistillation meet
     ranks: Ranks = ALONE  # the processes that train together: the first one writes, judges and says
+    cut: bool = False  # each of them holds a part of the student only: all must call what reads the whole of it
     name: str = "distil"  # what the progress of this training is called
 
     def batch(self, index: int) -> Batch:
@@ -85,8 +87,9 @@ class Turn:
 def turns(loop: Loop, steps: Sequence[Step], kept: dict[str, Tensor] | None = None) -> Iterator[Turn]:
     """Updates from the last checkpoint, if there is one, to the end. `kept`: what else the future depends on, put back
     in place. Appends to log.jsonl; the stage that calls removes the last checkpoint."""
-    train, kept, first = loop.train, kept or {}, loop.ranks.first
-    done = checkpoint.load(steps, kept, loop.folder)
+    train, kept, first, ranks = loop.train, kept or {}, loop.ranks.first, loop.ranks
+    load, save = _store(loop)
+    done = load(steps, kept, loop.folder)
     log = loop.folder / "log.jsonl" if first else Path(os.devnull)
     if first:
         cut_log(log, done)
@@ -94,7 +97,7 @@ def turns(loop: Loop, steps: Sequence[Step], kept: dict[str, Tensor] | None = No
         step.masters.set_weights(grid=on_grid(loop, done - 1), refit=False)
     warmup, decay = round(train.warmup * train.steps), round(train.decay * train.steps)
     marks = {round(train.steps * i / 4) for i in range(5)}
-    if done == 0 and first:
+    if done == 0 and (first or loop.cut):
         loop.measure(0)
     tokens = loop.batch_rows * loop.rows.ids.shape[1]
     left = (train.steps - done) * tokens
@@ -105,17 +108,26 @@ def turns(loop: Loop, steps: Sequence[Step], kept: dict[str, Tensor] | None = No
             start = time.perf_counter()
             yield turn
             line = _line(turn, tokens, time.perf_counter() - start)
-            out.write(json.dumps(line | ({"ranks": loop.ranks.size} if loop.ranks.size > 1 else {})) + "\n")
+            out.write(json.dumps(line | ({"ranks": ranks.size} if ranks.size > 1 else {})) + "\n")
             out.flush()
             bar.advance(tokens, f"loss {turn.log.loss:.4f}" if turn.log else "")
-            if not first:
+            if not (first or loop.cut):
                 continue
             if index + 1 in marks:  # before the checkpoint: a restart from it must not miss the point
                 loop.measure(index + 1)
             if index + 1 in loop.keep:
                 loop.keep[index + 1]()
             if (index + 1) % train.checkpoint_every == 0 or index + 1 == train.steps:
-                checkpoint.save(steps, kept, index + 1, loop.folder)
+                save(steps, kept, index + 1, loop.folder)
+
+
+def _store(loop: Loop) -> tuple[Callable[..., int], Callable[..., None]]:
+    """What reads and writes checkpoints: by one process for all, or by each of those that hold a part."""
+    if not loop.cut:
+        return checkpoint.load, checkpoint.save
+    from edgeslm.schemes import checkpoint_shards
+
+    return partial(checkpoint_shards.load, ranks=loop.ranks), partial(checkpoint_shards.save, ranks=loop.ranks)
 
 
 def _line(turn: Turn, tokens: int, seconds: float) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from edgeslm.errors import EdgeSLMError
 from edgeslm.knowledge.base import Layer
 from edgeslm.models.blocks import reading
 from edgeslm.models.view import CAUSAL, View
-from edgeslm.parallel import ALONE, Ranks
+from edgeslm.parallel.engine import Alone, Engine
+from edgeslm.parallel.ranks import local
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
@@ -41,7 +42,6 @@ class StepSettings:
     own_share: float = 1.0  # learning rate of weights that belong to losses, as a share of the weights' learning rate
     exits: tuple[int, ...] = ()  # layers whose own predictions are taught by the last one's (deep to shallow)
     shares: Mapping[str, float] = field(default_factory=dict)  # weight's name -> its share of the learning rate, or 1
-    ranks: Ranks = ALONE  # the processes that share each step's rows
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,12 @@ class Step:
         view: View = CAUSAL,
         base: Teacher | None = None,
         stages: Sequence[Objective] = (),
+        engine: Engine | None = None,
     ):
         """`base`: an earlier student whose logits this one's are added to (residual distillation). `stages`: objectives
-        that some calls will be given instead of `objective`."""
+        that some calls will be given instead of `objective`. `engine`: what trains it on many processes."""
         self.model, self.masters, self.objective, self.settings = model, masters, objective, settings
-        self.view, self.base, self.stages = view, base, tuple(stages)
+        self.view, self.base, self.stages, self.engine = view, base, tuple(stages), engine or Alone()
         self.own = LossWeights((objective, *stages), settings.betas)
         matrices = [m.value for m in masters.items if m.value.dim() > 1]
         vectors = [m.value for m in masters.items if m.value.dim() == 1]
@@ -112,36 +113,40 @@ class Step:
         self.own.step(lr * self.settings.own_share)
         every = self.settings.refit_every
         self.masters.set_weights(grid=grid, refit=every is not None and (index + 1) % every == 0)
-        return StepLog(total, dict(zip(objective.labels, sums.tolist(), strict=True)), float(norm))
+        return StepLog(total, dict(zip(objective.labels, sums.tolist(), strict=True)), _number(norm))
 
     def _backward(self, batch: Batch, teacher: Teacher | None, objective: Objective) -> tuple[float, Tensor]:
-        """(loss, each term's mean) of the step, with gradients left on the weights."""
-        counts, ranks = self._counts(batch), self.settings.ranks
-        batch = ranks.share(batch)
+        """(loss, each term's mean) of the step, with gradients left on the masters."""
+        counts, passes = self._counts(batch), self.engine.ranks.passes(batch, self.settings.micro_rows)
         total, sums = 0.0, torch.zeros(len(objective.terms), dtype=torch.float64)
-        for at in range(0, len(batch), self.settings.micro_rows):
-            part = batch.part(slice(at, at + self.settings.micro_rows))
-            loss, terms = self._forward(part, teacher, objective, counts)
+        for at, part in enumerate(passes, start=1):
+            given = part, teacher, objective, counts
+            loss, terms = self.engine.forward(self._forward, *given, last=at == len(passes))
             loss.backward()
             total += float(loss.detach())
             sums += terms.cpu()
-        if ranks.size > 1:
-            total = self._sum_over(ranks, total, sums)
-        return total, sums
+        self.engine.collect()
+        return (total, sums) if self.engine.ranks.size == 1 else self._over_ranks(total, sums)
 
-    def _sum_over(self, ranks: Ranks, total: float, sums: Tensor) -> float:
-        """Gradients and losses of all ranks, everywhere; a tensor that only some used has a gradient on all of them."""
-        held = [m.value for m in self.masters.items] + list(self.own.named.values())
+    def _over_ranks(self, total: float, sums: Tensor) -> tuple[float, Tensor]:
+        """The losses of all ranks, and on each of them the gradients of weights that belong to losses."""
+        add_up, held = self.engine.ranks.add_up, list(self.own.named.values())
         used = torch.tensor([float(value.grad is not None) for value in held])
-        ranks.add_up([used])
+        add_up([used] if held else [])
         for value, some in zip(held, used.tolist(), strict=True):
             if some and value.grad is None:
                 value.grad = torch.zeros_like(value)
-        ranks.add_up(value.grad for value in held if value.grad is not None)
+        add_up(value.grad for value in held if value.grad is not None)
         losses = torch.cat([torch.tensor([total], dtype=torch.float64), sums])
-        ranks.add_up([losses])
-        sums.copy_(losses[1:])
-        return float(losses[0])
+        add_up([losses])
+        return float(losses[0]), losses[1:]
+
+    @property
+    def held_bytes(self) -> int:
+        """Of weights, masters, scales and the optimiser's moments, as far as they lie on this process."""
+        found = [local(t) for m in self.masters.items for t in (m.weight.data, m.value.data, *m.scales.values())]
+        found += [local(t) for state in self.optimiser.state.values() for t in state.values()]
+        return sum(t.numel() * t.element_size() for t in found)
 
     def _counts(self, batch: Batch) -> dict[int, float]:
         """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens; and answers,
@@ -223,6 +228,11 @@ def _groups(masters: Masters, settings: StepSettings) -> list[dict[str, Any]]:
         {"params": values, "weight_decay": 0.0 if vector else settings.weight_decay / share, "share": share}
         for (vector, share), values in sorted(found.items(), key=lambda item: item[0][0])
     ]
+
+
+def _number(norm: Tensor) -> float:
+    """Of the gradient; where ranks share it, each has a part of the norm."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def _detached(layers: Mapping[int, Layer]) -> dict[int, Layer]:

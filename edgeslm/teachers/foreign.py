@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgeslm.data.batch import Batch
-from edgeslm.models.forward import head_weight
+from edgeslm.models.forward import head_weight, hidden_states
 from edgeslm.models.pieces import ends, pieces, shared_ends
 from edgeslm.teachers.base import Dense, Need, Signals
 
@@ -33,9 +33,7 @@ class ForeignTeacher:
         device = batch.ids.device
         ids = torch.tensor([own + [0] * (longest - len(own)) for own, _ in rows], device=device)  # [B, U]
         seen = torch.tensor([[1] * len(own) + [0] * (longest - len(own)) for own, _ in rows], device=device)
-        hidden = self.model.base_model(  # type: ignore[operator]
-            input_ids=ids, attention_mask=seen, use_cache=False
-        ).last_hidden_state
+        hidden = hidden_states(self.model, ids, attention_mask=seen)
         places = torch.tensor([found for _, found in rows], device=device)[:, :-1]  # [B, T - 1]
         states = torch.gather(hidden, 1, places.clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2]))
         mask = (places >= 0).float().reshape(-1)

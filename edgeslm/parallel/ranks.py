@@ -1,10 +1,7 @@
-"""The same training on several processes: torchrun starts them, torch.distributed carries the gradients.
+"""The processes that torchrun started, and what they tell each other. NCCL between GPUs, gloo between CPUs.
 
-Every rank holds the whole student (data parallel). A step reads the same global batch everywhere and each rank computes
-its share of the rows; losses are divided by counts of the *whole* batch, so gradients only have to be summed. They are
-summed once a step, as the float32 that masters collect, after the last micro-batch: DistributedDataParallel would sum
-the modules' own gradients, in the type of computing, and its hooks and those of masters want the same tensors.
-Everything after the sum is the same arithmetic on every rank. NCCL between GPUs, gloo between CPUs.
+A step reads the same global batch everywhere and each rank computes its share of the rows. Losses are divided by counts
+of the *whole* batch, so what ranks have only has to be summed.
 """
 
 from __future__ import annotations
@@ -42,6 +39,16 @@ class Ranks:
         rows = len(batch)
         return batch.part(slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size))
 
+    def passes(self, batch: Batch, most: int) -> list[Batch]:
+        """This rank's rows in passes of `most` rows. Every rank makes as many, for engines send messages in each: where
+        that would leave a rank without rows in its last pass, a pass holds one row more."""
+        own = self.share(batch)
+        if self.size == 1:
+            return [own.part(slice(at, at + most)) for at in range(0, len(own), most)]
+        fewest, largest = len(batch) // self.size, -(-len(batch) // self.size)
+        count = min(-(-largest // most), fewest)
+        return [own.part(slice(len(own) * i // count, len(own) * (i + 1) // count)) for i in range(count)]
+
     def add_up(self, gradients: Iterable[Tensor]) -> None:
         """Sums tensors of one type over all ranks, in place, in one message."""
         found = list(gradients)
@@ -74,6 +81,11 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a tensor that ranks share (a DTensor); any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def size() -> int:

@@ -1,0 +1,31 @@
+"""How the passes of one step, on one process or many, become one gradient on the masters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from edgeslm.parallel.ranks import ALONE, Ranks
+
+
+class Engine(Protocol):
+    ranks: Ranks
+
+    def forward(self, run: Callable[..., Any], *inputs: Any, last: bool) -> Any:
+        """run(*inputs), the forward of a pass. `last`: of the passes of its step."""
+
+    def collect(self) -> None:
+        """After the backward of the last pass: masters hold the gradient of the whole batch. One that no pass of no
+        rank gave a gradient has none."""
+
+
+class Alone:
+    """One process: modules' gradients go to their masters by themselves."""
+
+    ranks = ALONE
+
+    def forward(self, run: Callable[..., Any], *inputs: Any, last: bool) -> Any:
+        return run(*inputs)
+
+    def collect(self) -> None:
+        return

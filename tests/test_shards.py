@@ -1,0 +1,128 @@
+"""Processes that share a student, each holding rows of every tensor (FSDP2), train it as one process does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import ranks_worker
+import tiny
+import torch
+from safetensors.torch import load_file
+from test_ranks import HERE, QUICK, alike, log, torchrun
+from torch import nn
+
+from edgeslm import recipe as recipes
+from edgeslm.errors import ModelError, RecipeError
+from edgeslm.formats import FORMATS
+from edgeslm.parallel.shards import _ends_inside
+from edgeslm.pipeline import ranks as ranks_of_recipes
+from edgeslm.quantize.frozen import Frozen
+from edgeslm.quantize.masters import Master
+
+SCHEMES = ["offline, features", "online, leader", "blockwise", "self, deep", "route", "residual"]
+
+
+def test_two_processes_that_share_a_student_learn_what_one_learns(tmp_path):
+    """Every kind of loop; stopped and gone on is as never stopped, bit for bit; each holds half of everything."""
+    jobs = [f"fsdp2: {name}" for name in SCHEMES]
+    done = torchrun(HERE / "ranks_worker.py", tmp_path / "many", *jobs, f"{jobs[0]}{ranks_worker.STOPPED}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for job in jobs:
+        assert min(alike(job, tmp_path)) > 0.97
+    once, again = (tmp_path / "many" / f"fsdp2-offline,-features{end}.safetensors" for end in ("", ",-stopped"))
+    assert once.read_bytes() == again.read_bytes()
+    (step,) = ranks_worker.one(SCHEMES[0], tmp_path / "alone", ranks_worker.parallel.ALONE)
+    held = json.loads((tmp_path / "many" / "fsdp2-offline,-features.json").read_text())
+    assert [size / step.held_bytes for size in held] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_three_processes_and_rows_that_they_do_not_divide(tmp_path):
+    """Four rows of text for three; tensors of 32 rows, and of 4: those are 2, 2 and none."""
+    jobs = ["fsdp2: offline, few rows", "ddp: offline, few rows"]
+    done = torchrun(HERE / "ranks_worker.py", tmp_path / "many", *jobs, processes=3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for job in jobs:
+        assert min(alike(job, tmp_path, 3)) > 0.97
+    wanted = load_file(tmp_path / "many" / "fsdp2-offline,-few-rows.safetensors")
+    assert min(value.shape[0] for value in wanted.values()) == 4
+
+
+@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.fit is not None])
+def test_a_process_without_rows_of_a_tensor_has_nothing_to_round(name):
+    grid = FORMATS[name]
+    master = Master("w", nn.Parameter(torch.empty(0, grid.block)), nn.Parameter(torch.empty(0, grid.block)), grid)
+    other = Master("w", nn.Parameter(torch.ones(1, grid.block)), nn.Parameter(torch.ones(1, grid.block)), grid)
+    for one in (master, other):
+        one.fit()
+        one.project()
+    assert master.codes().dtype == other.codes().dtype and master.codes().shape == (0, *other.codes().shape[1:])
+    kinds = [{key: (value.dtype, value.shape[1:]) for key, value in m.scales.items()} for m in (master, other)]
+    assert kinds[0] == kinds[1] and not any(len(value) for value in master.scales.values())
+    if grid.spread is not None and master.on_grid:
+        factors = master.learn_scales().parameters
+        master.value.grad = torch.zeros(0, grid.block)
+        master.scale_gradients()
+        assert all(f.grad is not None and len(f.grad) == 0 for f in factors)
+        assert master.learned_part.scales(grid).keys() == master.scales.keys()
+
+
+@pytest.mark.parametrize(
+    ("wants", "inside"),
+    [({}, False), ({3: {"hidden", "query"}}, False), ({2: {"hidden"}, 3: {"attention"}}, True), ({2: {"key"}}, True)],
+)
+def test_layers_whose_inside_alone_is_compared_stay_gathered(wants, inside):
+    assert _ends_inside({layer: frozenset(fields) for layer, fields in wants.items()}) == inside
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    path = tiny.recipe(tmp_path)
+    shared = "distill.train.parallel={kind: fsdp2}"
+    with pytest.raises(RecipeError, match="start them with torchrun"):
+        ranks_of_recipes.first(recipes.load(path, [shared]))
+    for scheme in ("{kind: self}", "{kind: codistill}"):
+        with pytest.raises(RecipeError, match="no process has a whole student"):
+            recipes.load(path, [shared, f"distill.scheme={scheme}"])
+    with pytest.raises(ModelError, match="inside the first layer"):
+        _ends_inside({1: frozenset({"query"})})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rows = ["distill.objective=[{loss: rkd_distance}]", "distill.train.micro_rows=4"]
+    with pytest.raises(RecipeError, match="would not make the same passes"):
+        ranks_of_recipes.first(recipes.load(path, [shared, *rows]))
+    with pytest.raises(RecipeError, match="offload"):
+        ranks_of_recipes.first(recipes.load(path, [shared, "distill.train.offload=true"]))
+
+
+def _distilled(path: Path, runs: Path, *settings: str) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    more = ("--runs", runs, "--until", "distill", "--quiet")
+    done = torchrun("-m", "edgeslm", "run", path, *QUICK, *settings, *more)
+    found = list((runs / "tiny").glob("distill-*"))
+    assert done.returncode == 0 and len(found) == 1, done.stderr[-3000:]
+    return found[0], done
+
+
+def test_a_recipe_is_run_by_two_processes_that_share_student_and_teacher(tmp_path):
+    """Learned scales, layers that run again in the backward pass, a point that is kept; against replicas."""
+    path = tiny.recipe(tmp_path)
+    how = ["quantize={scales: {kind: learned}}", "distill.train.keep=1", "distill.train.recompute=true"]
+    cut = "distill.train.parallel={kind: fsdp2, teacher: sharded}"
+    ours, _ = _distilled(path, tmp_path / "cut", *how, cut)
+    theirs, _ = _distilled(path, tmp_path / "whole", *how)
+    losses = [[line["loss"] for line in log(folder)] for folder in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3) and len(losses[0]) == 4
+    told = json.loads((ours / "ranks.json").read_text())
+    assert told["parallel"] == {"kind": "fsdp2", "teacher": "sharded"} and told["tokens_per_s"] > 0
+    assert len(told["peak_memory_bytes"]) == 2 and told == json.loads((ours / "summary.json").read_text())["processes"]
+    held = json.loads((theirs / "ranks.json").read_text())["held_bytes"]
+    assert [a / b for a, b in zip(told["held_bytes"], held, strict=True)] == pytest.approx([0.5, 0.5], abs=0.02)
+    points = [json.loads((folder / "heldout.json").read_text())["points"] for folder in (ours, theirs)]
+    assert [p["kl"] for p in points[0]] == pytest.approx([p["kl"] for p in points[1]], rel=2e-3)
+    frozen, other = (Frozen.load(folder / "frozen") for folder in (ours, theirs))
+    same = [(t.codes == other.tensors[n].codes).float().mean() for n, t in frozen.tensors.items()]
+    assert len(same) == len(other.tensors) and torch.stack(same).mean() > 0.9
+    kept = [load_file(folder / "route" / "1" / "model.safetensors") for folder in (ours, theirs)]
+    assert kept[0].keys() == kept[1].keys()
+    assert max(float((kept[0][n] - w).abs().max()) for n, w in kept[1].items()) < 5e-3
+    assert not list(ours.glob("checkpoint*"))
