@@ -247,7 +247,7 @@ def test_a_student_without_template_is_a_continuer(run: Path, tmp_path: Path):
     assert bundle.write(artifact, frozen, bundle.Origin("a/b"), tmp_path / "out")["template"] is None
 
 
-@pytest.mark.parametrize("to", sorted(set(destinations.DESTINATIONS) - {"genai"}))
+@pytest.mark.parametrize("to", ["hub-folder", "ollama"])
 def test_destinations_of_a_gguf(to: str, run: Path, tmp_path: Path):
     cli_bundle.deliver(run, to, tmp_path / to, "", "")
     names = {p.name for p in (tmp_path / to).iterdir()}
@@ -260,6 +260,18 @@ def test_destinations_of_a_gguf(to: str, run: Path, tmp_path: Path):
         assert {"README.md", "config.json", "generation_config.json", "tokenizer.json", "small-f16.gguf"} <= names
         front = (tmp_path / to / "README.md").read_text(encoding="utf-8").split("---")[1]
         assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in front and "license: apache-2.0" in front
+
+
+def test_destinations_of_an_onnx_folder(run: Path, tmp_path: Path):
+    """The same student as ONNX, exported on the way: a folder of the hub, and onnxruntime-genai's."""
+    root = Path(shutil.copytree(run, tmp_path / "run"))
+    cli_bundle.deliver(root, "hub-folder", tmp_path / "hub", "", "", kind="onnx")
+    assert (tmp_path / "hub/onnx/model.onnx.data").is_file() and (tmp_path / "hub/tokenizer.json").is_file()
+    card = (tmp_path / "hub/README.md").read_text(encoding="utf-8")
+    assert "library_name: onnxruntime-genai" in card and "keys and values in float32" in card
+    with pytest.raises(ExportError, match="--to genai takes onnx and --kind says gguf"):
+        cli_bundle.deliver(root, "genai", tmp_path / "genai", "", "", kind="gguf")
+    assert set(destinations.DESTINATIONS) == {"hub-folder", "ollama", "genai", "optimum"}, "each is tested somewhere"
 
 
 def test_the_genai_folder_holds_the_students_sampling(tmp_path: Path):

@@ -225,6 +225,7 @@ def test_the_folder_is_what_both_readers_look_for(recorded: None, run: Path, tmp
     assert config["model_type"] == "llama" and config["rope_theta"] > 0
     told = json.loads((out / "tokenizer_config.json").read_text())
     assert told["tokenizer_class"] == "PreTrainedTokenizerFast" and told["chat_template"] == tiny.TEMPLATE
+    assert told["model_input_names"] == ["input_ids", "attention_mask"]
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "library_name: transformers.js" in card and "license: apache-2.0" in card and "# Mini" in card

@@ -11,7 +11,7 @@ from edgeslm import units
 from edgeslm.export.terms import UNKNOWN, Terms
 
 RUNTIME_BYTES = 80 << 20  # code, buffers and tokenizer of a runtime, generously
-KV_BYTES = 2  # float16
+KV_BYTES = {"gguf": 2, "onnx": 4}  # of a key's or value's number: float16 in llama.cpp, float32 in our graphs
 
 
 def card(manifest: dict[str, Any], terms: Terms, recipe: str = "", files: str = "", library: str = "") -> str:
@@ -33,8 +33,8 @@ def card(manifest: dict[str, Any], terms: Terms, recipe: str = "", files: str = 
         "## Where it runs",
         "",
         f"It needs about {units.byte_count(needed_bytes(manifest))} of memory at a context of "
-        f"{manifest['generation']['context']} tokens (an estimate: weights, keys and values in float16, "
-        f"{units.byte_count(RUNTIME_BYTES)} for the runtime).",
+        f"{manifest['generation']['context']} tokens (an estimate: weights, keys and values in "
+        f"float{8 * KV_BYTES[model['format']]}, {units.byte_count(RUNTIME_BYTES)} for the runtime).",
         "",
         *_devices(origin["devices"]),
         "## What it learned from",
@@ -61,7 +61,8 @@ def card(manifest: dict[str, Any], terms: Terms, recipe: str = "", files: str = 
 def needed_bytes(manifest: dict[str, Any]) -> int:
     """Weights, cache of the default context, and the runtime: what a device must have free."""
     model = manifest["model"]
-    cache = 2 * KV_BYTES * model["layers"] * model["kv_heads"] * model["head_dim"] * manifest["generation"]["context"]
+    each = KV_BYTES[model["format"]]
+    cache = 2 * each * model["layers"] * model["kv_heads"] * model["head_dim"] * manifest["generation"]["context"]
     return int(model["bytes"] + cache + RUNTIME_BYTES)
 
 

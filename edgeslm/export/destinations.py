@@ -127,7 +127,7 @@ def _hub(folder: Path, artifact: Artifact, frozen: Frozen, manifest: dict[str, A
     shutil.copytree(tokenizer_folder(frozen), folder, dirs_exist_ok=True)
     kept = {k: v for k, v in frozen.config.items() if k not in ("_name_or_path", "quantization_config")}
     _write_json(folder / "config.json", kept)
-    _write_json(folder / "generation_config.json", _generation(manifest))
+    _write_json(folder / "generation_config.json", _generation(manifest, frozen))
     (folder / "README.md").write_text(card(manifest, terms, recipe, told), encoding="utf-8")
 
 
@@ -139,14 +139,16 @@ def _optimum(
     # without a word of it transformers.js looks for another file in a browser, and for no second one beside it
     names = {"transformers.js_config": {"dtype": "fp32", "use_external_data_format": True}}
     _write_json(folder / "config.json", config_for_all(frozen.config) | names)
-    _write_json(folder / "generation_config.json", _generation(manifest))
+    _write_json(folder / "generation_config.json", _generation(manifest, frozen))
     text = card(manifest, terms, recipe, files_note(frozen.config), "transformers.js")
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _generation(manifest: dict[str, Any]) -> dict[str, Any]:
+def _generation(manifest: dict[str, Any], frozen: Frozen) -> dict[str, Any]:
     """generation_config.json: what `edgeslm chat` uses unless told otherwise."""
+    pad = frozen.config.get("pad_token_id")
     return {
+        **({} if pad is None else {"pad_token_id": pad}),
         "do_sample": True, "eos_token_id": manifest["stop_ids"], "max_new_tokens": manifest["generation"]["max_new"],
         **{key: manifest["generation"][key] for key in ("temperature", "top_p")},
     }  # fmt: skip

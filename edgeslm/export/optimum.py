@@ -138,11 +138,11 @@ def stored(folder: Path, frozen: Frozen) -> Iterator[Stored]:
     model = onnx.load(folder / MODEL, load_external_data=False)
     graph = Graph(folder, model.graph)
     for node in model.graph.node:
-        found = _scale(graph, node) if node.op_type == "Mul" else graph.weight(node)
+        found = _scale(graph, node) if node.op_type in ("Mul", "Cast") else graph.weight(node)
         if found is None:
             continue
         place = node.name.removeprefix("/").rpartition("/")[0].replace("/", ".")
-        bias = node.op_type == "Add" and f"{place}.bias" in frozen.tensors  # Gemma's norms add to their weights
+        bias = node.op_type == "Add" and f"{place}.bias" in frozen.tensors
         name = f"{place}.{'bias' if bias else 'weight'}"
         name = EMBEDDING if name == HEAD and HEAD not in frozen.tensors else name
         if name in frozen.tensors:
@@ -150,7 +150,7 @@ def stored(folder: Path, frozen: Frozen) -> Iterator[Stored]:
 
 
 def _scale(graph: Graph, node: NodeProto) -> tuple[tuple[int, ...], str, bool, Rows] | None:
-    """The weight of a norm, a product by itself in a traced graph."""
+    """The weight of a norm, a product by itself in a traced graph; Gemma's are cast to what they are first."""
     for array in map(graph.constant, node.input):
         if array is not None and array.dtype == np.float32 and array.ndim:
             return array.shape, "float32", False, lambda start, end, array=array: array[start:end]

@@ -46,6 +46,7 @@ def tokenizer_for_all(source: Path, folder: Path) -> None:
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     told.pop("backend", None)
     told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    told["model_input_names"] = ["input_ids", "attention_mask"]  # the older one gives token types too, unasked
     if isinstance(more := told.pop("extra_special_tokens", None), list):
         told["additional_special_tokens"] = [*told.get("additional_special_tokens", []), *more]
     elif more:
