@@ -24,6 +24,7 @@ PACKAGES = (
         "pip install onnx onnxruntime onnxruntime-genai onnx-ir",
         True,
     ),
+    ("peft", "training adapters (sft.lora)", "pip install peft", True),
 )
 
 RUNS = {

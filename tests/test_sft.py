@@ -332,6 +332,27 @@ def test_same_again_and_stopped_and_gone_on_with(folder, whole, tmp_path, monkey
     assert not same(whole, tuned(folder, tmp_path, "seed=1"))
 
 
+def test_what_a_teacher_writes_is_written_once_and_learned_from(folder, tmp_path, monkeypatch):
+    """Without sources of its own the stage learns from the dialogues of `data`, word for word."""
+    from edgeslm.data import written
+
+    write, calls = written.write, list[int]()
+    monkeypatch.setattr(written, "write", lambda *given: calls.append(1) or write(*given))
+    stage = tuned(folder, tmp_path, "data.sources=[{kind: written, seeds: [chat.jsonl], rows: 10, max_new: 6}]")
+    assert calls == [1]
+    ((*kept,),) = json.loads(next(stage.parent.glob("data-*/dialogues.json")).read_text())
+    tokenizer = tiny.tokenizer()
+    rows = chat.json_lines(folder / "chat.jsonl")[:10]
+    asked = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    for (ids, answers), messages in zip(kept, asked, strict=True):
+        prompt = chat.template_ids(tokenizer, messages, answer=True)
+        assert ids[: len(prompt)] == prompt and answers == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+    learned = Rows.load(stage / "rows.safetensors")
+    judged = json.loads((stage / "judged.json").read_text())["dialogues"]
+    assert len(judged) == 2 and all(dialogue in kept for dialogue in judged)
+    assert sum(sum(a) for _, a in kept) == int(learned.answers.sum()) + sum(sum(a) for _, a in judged)
+
+
 def test_other_dialogues_to_judge_by_train_no_student_anew(folder, tmp_path):
     """The stage runs again for its figures; what follows depends on its weights alone."""
     hashes = []

@@ -72,7 +72,8 @@ def lines() -> list[str]:
         "In a recipe: distill.objective: [{loss: NAME, weight: 1.0, layers: MAP, OPTION: VALUE}, ...], "
         "distill.scheme: {kind: NAME, OPTION: VALUE}.",
         "recorded: works from targets recorded beforehand (distill.targets). "
-        "layers: which layers are compared when the recipe does not say.",
+        "layers: which layers are compared when the recipe does not say. "
+        "Losses on the output or the text take learn: answers, to learn from what the assistant says alone.",
     ]
 
 

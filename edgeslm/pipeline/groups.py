@@ -156,7 +156,9 @@ def common_hash(context: Context, rows: Any) -> str:
     own = [(told, ("name", "device")), (told["teacher"], ("model", "tokenizer"))]
     own += [(told["distill"]["scheme"], ("group", "folder"))]
     own += [(told["distill"]["scheme"].get("share", {}), ("address", "timeout_s"))]
-    own += [(source, ("paths", "seeds")) for source in told["data"]["sources"]]
+    tuned = told.get("sft") or {}
+    own += [(source, ("paths", "seeds")) for source in (*told["data"]["sources"], *(tuned.get("sources") or ()))]
+    own += [(tuned, ("judge",))]
     for part, keys in own:
         for key in keys:
             part.pop(key, None)

@@ -43,7 +43,8 @@ def _data_slice(context: Context) -> Any:
     part = context.recipe.data
     writes = any(s.kind == "written" for s in part.sources)
     told = part.model_dump(mode="json"), hashes_of(context, part.sources)
-    return (*told, (context.recipe.seed, computing(context)) if writes else None, *(["answers"] * _marks(context)))
+    asked = ["answers"] * _marks(context) + ["dialogues"] * _fine_tunes(context)
+    return (*told, (context.recipe.seed, computing(context)) if writes else None, *asked)
 
 
 def hashes_of(context: Context, sources: Any) -> list[Any]:
@@ -56,22 +57,31 @@ def _marks(context: Context) -> bool:
     return any(getattr(term, "learn", "all") == "answers" for term in context.recipe.distill.objective)
 
 
+def _fine_tunes(context: Context) -> bool:
+    """Whether the supervised stage learns from the dialogues of `data`, which are then left beside the rows: what a
+    teacher writes is written once."""
+    return context.recipe.sft is not None and context.recipe.sft.sources is None
+
+
 def _data(context: Context, folder: Path) -> None:
     """Every source becomes rows; `data.json` records what each gave."""
     from edgeslm.data.rows import Rows, pack
 
-    parts = []
+    parts, dialogues = [], []
     for index, source in enumerate(context.recipe.data.sources):
         name, marks = f"{index}:{source.kind}", None
-        if _marks(context):
+        if _marks(context) or (_fine_tunes(context) and source.kind != "text"):
             found = marked(context, source, index)
-            documents, marks = [d.ids for d in found], [d.answers for d in found]
+            documents, marks = [d.ids for d in found], [d.answers for d in found] if _marks(context) else None
+            dialogues += [[[d.ids, d.answers] for d in found]] if source.kind != "text" else []
         else:
             documents = _documents(context, source, index)
         parts.append(pack(documents, context.recipe.data.sequence, separator(context), name, marks))
         context.progress.say(f"  data: {name} gives {len(parts[-1])} rows of {context.recipe.data.sequence} tokens")
     rows = Rows.join(parts)
     rows.save(folder / "rows.safetensors")
+    if _fine_tunes(context):
+        write_json(folder / "dialogues.json", dialogues)
     facts = {
         "rows": len(rows),
         "tokens": int(rows.mask.sum()),

@@ -83,7 +83,7 @@ def _sft(context: Context, folder: Path) -> None:
     points = AnswerPoints(context, student, judged, folder)
     loop = Loop(
         rows=rows,
-        order=order(rows, [s.share for s in sources(context)], part.steps * batch_rows, seed),
+        order=order(rows, [s.share or s.decay_share for s in sources(context)], part.steps * batch_rows, seed),
         batch_rows=batch_rows,
         train=part,
         grid_start=part.steps,
@@ -118,7 +118,12 @@ def _text(context: Context, folder: Path) -> tuple[Any, list[Any]]:
     rows_file, judged_file = folder / "rows.safetensors", folder / "judged.json"
     if rows_file.exists():
         return Rows.load(rows_file), [Dialogue(*kept) for kept in read_json(judged_file)["dialogues"]]
-    rows, judged = rows_of(context, [marked(context, s, i) for i, s in enumerate(sources(context))])
+    if context.recipe.sft and context.recipe.sft.sources:
+        found = [marked(context, source, index) for index, source in enumerate(sources(context))]
+    else:
+        kept = read_json(context.folders["data"] / "dialogues.json")
+        found = [[Dialogue(*dialogue) for dialogue in some] for some in kept]
+    rows, judged = rows_of(context, found)
     write_json(judged_file, {"dialogues": [[d.ids, d.answers] for d in judged]})
     part = rows_file.with_name(rows_file.name + ".part")
     rows.save(part)
