@@ -1,5 +1,5 @@
 """Processes of hosts in the proof of two hosts. `codistill_worker.py` reads jobs, a JSON a line, and forks a process
-for each into the network namespace that it names: with what it imports already there, a host is up in a moment. It
+for each, into the network namespace that it names: with what it imports already there, a host is up in a moment. It
 answers with the process's id. Roles: `train` a group; `serve` its checkpoints' predictions; `files`, its checkpoints by
 HTTP; `mirror` those of the other host."""
 
@@ -41,7 +41,7 @@ def train(job: SimpleNamespace) -> None:
     import tiny
     import torch
 
-    from edgeslm.data.order import order, shard
+    from edgeslm.data.order import first_by_id, order, shard
     from edgeslm.progress import Progress
     from edgeslm.recipe_codistill import CodistillScheme
     from edgeslm.recipe_distill import TrainPart
@@ -53,11 +53,11 @@ def train(job: SimpleNamespace) -> None:
     folder, hurry = Path(job.folder), Path(job.hurry)
     folder.mkdir(parents=True, exist_ok=True)
     rows = text_rows("learn/carroll-alice.txt", 600)
-    met = Exchange(
-        Path(job.shared), RECIPE, (job.group,), [order(shard(rows, job.group, 2), [1.0], job.steps * ROWS, job.seed)],
-        servers=[(host, port) for host, port in job.servers],
-    )  # fmt: skip
-    part = CodistillScheme(kind="codistill", exchange_every=5, weight=0.5, share=job.share)
+    part = CodistillScheme(kind="codistill", weight=0.5, share=job.share, **job.scheme)
+    all_read = first_by_id(rows, getattr(part.share, "rows", 0))
+    read = order(shard(rows, job.group, 2, all_read), [1.0], job.steps * ROWS, job.seed)
+    servers = [(host, port) for host, port in job.servers]
+    met = Exchange(Path(job.shared), RECIPE, (job.group,), [read], all_read, servers)
     settings = TrainPart(steps=job.steps, batch_tokens=ROWS * T, lr=5e-3, checkpoint_every=job.checkpoint_every)
     step = tiny.step_of(student(10 * job.seed + job.group), [{"loss": "cross_entropy"}])
 
@@ -91,7 +91,8 @@ def train(job: SimpleNamespace) -> None:
     ids = text_rows("judge/austen-persuasion.txt", 64).ids.long()
     with torch.no_grad():
         loss = float(step.model(ids, labels=ids).loss)
-    (folder / "result.part").write_text(json.dumps({"loss": loss}))
+    weights = exchange.digest({m.name: m.value.detach() for m in step.masters.items})
+    (folder / "result.part").write_text(json.dumps({"loss": loss, "weights": weights}))
     (folder / "result.part").replace(folder / "result.json")
 
 
@@ -173,7 +174,8 @@ def main() -> None:
             try:
                 os.setsid()
                 os.dup2(os.open(job.errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
-                enter(job.namespace)
+                if job.namespace:
+                    enter(job.namespace)
                 roles[job.role](job)
             except BaseException:
                 sys.excepthook(*sys.exc_info())

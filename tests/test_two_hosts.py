@@ -1,6 +1,7 @@
-"""The proof of codistillation between machines: two hosts with network stacks, addresses and folders of their own, and
-nothing between them but a wire. At random moments one of them is cut off, or killed with all its processes, and comes
-back."""
+"""Proofs of codistillation between processes that are killed at random moments. Between machines: two hosts with
+networks, addresses and folders of their own, and nothing between them but a wire; one of them is cut off, or killed
+with all its processes, and comes back. And on one machine with a scheduled exchange, where nothing may change at
+all."""
 
 from __future__ import annotations
 
@@ -78,6 +79,12 @@ class Wire:
         ip("-n", self.names[side], "link", "set", self.ends[side], "up" if up else "down")
 
 
+class NoWire:
+    """Both hosts are this machine."""
+
+    names, addresses = ("", ""), ("127.0.0.1", "127.0.0.1")
+
+
 class Starter:
     """Makes processes of hosts (see codistill_worker)."""
 
@@ -111,15 +118,18 @@ class Host:
     """A machine that trains one group: its own folder, and processes that see its own network alone."""
 
     def __init__(
-        self, wire: Wire, starter: Starter, side: int, folder: Path, share: dict[str, Any], seed: int, pause_s: float
-    ):
+        self, wire: Wire | NoWire, starter: Starter, side: int, folder: Path, share: dict[str, Any], seed: int,
+        pause_s: float, scheme: dict[str, Any] | None = None,
+    ):  # fmt: skip
         self.wire, self.starter, self.side, self.folder = wire, starter, side, folder / f"host-{side}"
-        (self.folder / "exchange" / f"group-{side}").mkdir(parents=True)
+        self.shared = (self.folder if isinstance(wire, Wire) else folder) / "exchange"
+        for place in (self.folder, self.shared / f"group-{side}"):
+            place.mkdir(parents=True, exist_ok=True)
         self.job = {
-            "folder": str(self.folder), "shared": str(self.folder / "exchange"), "group": side, "steps": STEPS,
+            "folder": str(self.folder), "shared": str(self.shared), "group": side, "steps": STEPS,
             "seed": seed, "share": share, "servers": [(a, PORT) for a in wire.addresses], "port": PORT,
             "pause_s": pause_s, "hurry": str(folder / "hurry"), "checkpoint_every": CHECKPOINT,
-            "namespace": wire.names[side],
+            "namespace": wire.names[side], "scheme": scheme or {"exchange_every": 5},
         }  # fmt: skip
         self.processes: dict[str, int] = {}
         self.start()
@@ -127,6 +137,7 @@ class Host:
     def start(self) -> None:
         self.known = len(self.noted("starts"))
         roles = ["serve"] if self.job["share"]["kind"] == "served" else ["files", "mirror"]
+        roles = roles if isinstance(self.wire, Wire) else []
         for role in [*roles, *([] if self.done else ["train"])]:
             job = {**self.job, "role": role, "errors": str(self.folder / f"{role}.err")}
             self.processes[role] = self.starter.start(job)
@@ -159,8 +170,14 @@ class Host:
         return log.read_bytes().count(b"\n") if log.exists() else 0
 
     @property
+    def result(self) -> dict[str, Any]:
+        """`loss` on held-out text; `weights`, their digest."""
+        found: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return found
+
+    @property
     def loss(self) -> float:
-        return float(json.loads((self.folder / "result.json").read_text())["loss"])
+        return float(self.result["loss"])
 
     def noted(self, name: str) -> list[Any]:
         path = self.folder / f"{name}.jsonl"
@@ -278,3 +295,38 @@ def look(hosts: list[Host], events: list[dict[str, Any]], last: int, kind: str) 
         )
     awake = [event for event in events if not event["boots"]]
     assert len(awake) > EVENTS / 2 and all(event["went"] > 0 for event in awake), events
+
+
+SCHEDULED = {"exchange_every": 5, "exchange": "scheduled", "lag": 5, "patience_s": 120.0}
+
+
+@pytest.mark.parametrize(
+    "share", [{"kind": "weights"}, {"kind": "predictions", "rows": 60, "k": 8}], ids=["weights", "predictions"]
+)
+def test_groups_killed_at_random_are_bit_for_bit_as_never_killed(share, tmp_path):
+    """Each group by itself, though its peer was killed as well."""
+    seed = int(os.environ.get("EDGESLM_PROOF_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+    dice, found, killed = random.Random(seed), [], 0
+    print(f"\n{share['kind']}: EDGESLM_PROOF_SEED={seed}")
+    with Starter() as starter:
+        for name, pause_s in (("calm", 0.0), ("rough", 0.05)):
+            (tmp_path / name).mkdir()
+            hosts = [Host(NoWire(), starter, side, tmp_path / name, share, 0, pause_s, SCHEDULED) for side in (0, 1)]
+            try:
+                while pause_s and killed < 10:
+                    time.sleep(dice.uniform(0.2, 1.5))
+                    victim = dice.choice(hosts)
+                    assert not victim.done, "the training was over before it was killed often enough"
+                    victim.kill()
+                    print(f"  killed group {victim.side} at its step {victim.step}")
+                    killed += 1
+                    victim.start()
+                finish(hosts, 200)
+            finally:
+                for host in hosts:
+                    host.kill()
+            found.append([host.result["weights"] for host in hosts])
+            for host in hosts:
+                assert [line["step"] for line in lines(host.folder)] == list(range(1, STEPS + 1))
+    print(f"  digests of weights, never killed {found[0]}, killed {killed} times {found[1]}")
+    assert found[0] == found[1] and found[0][0] != found[0][1]
