@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -220,6 +221,24 @@ def test_a_file_that_is_no_model_is_one_sentence(jvm: Jvm, made: Path, tmp_path:
     assert said["kind"] == "EngineError" and said["error"].startswith("llama.cpp cannot load student.gguf: ")
 
 
+def test_a_model_of_another_byte_order_is_one_sentence(jvm: Jvm, made: Path, tmp_path: Path):
+    """A file exported for a big-endian machine, sealed as it should be."""
+    copy = Path(shutil.copytree(made, tmp_path / "copy"))
+    data = bytearray((copy / "student.gguf").read_bytes())
+    data[4:8] = data[7:3:-1]
+    (copy / "student.gguf").write_bytes(data)
+    said = jvm.ask("open", folder=str(copy), context=64, threads=1)
+    assert said["kind"] == "EngineError" and said["error"].startswith("llama.cpp cannot load student.gguf: ")
+
+
+def test_a_processor_of_another_kind_is_one_sentence(jvm: Jvm):
+    """Nothing packaged for it, and something packaged that its loader refuses: no crash, and the processor is named."""
+    for abis in (["armeabi-v7a"], ["riscv64"], [], ["arm64-v8a"]):
+        said = jvm.ask("load", abis=abis, simd=["asimddp"])
+        assert said["kind"] == "EngineError" and "\n" not in said["error"]
+        assert said["error"].startswith(f"this app has no llama.cpp for this processor ({abis[0] if abis else '?'})")
+
+
 def test_the_benchmark_document_is_that_of_edgeslm_bench(talk: Jvm, made: Path, tmp_path: Path):
     """The same metrics, units, fields and job, and `edgeslm report --add` takes it."""
     found = talk.done("bench", prefill=16, new=8, threads=1)["document"]
@@ -270,6 +289,32 @@ def test_facts_threads_and_libraries_of_a_phone(jvm: Jvm, tmp_path: Path):
     assert {*names, "edgeslm_x86_64"} == packaged
 
 
+def says_64_tokens_as_the_command_line_does(jvm: Jvm, folder: Path) -> None:
+    """Greedy, with a seed, and with characters of several bytes."""
+    jvm.done("open", folder=str(folder), context=512, threads=1)
+    asked = [("Tell me about the sea.", GREEDY), ("Tell me about the sea.", WARM), ("请介绍一下大海 🌊", GREEDY)]
+    try:
+        for question, sampling in asked:
+            messages = [{"role": "user", "content": question}]
+            ids, text, prompt = by_python(folder, messages, sampling, 64, threads=1, context=512)
+            found = jvm.done("chat", messages=messages, sampling=sampling, max_new=64)
+            assert len(ids) > 8, "an answer of this length proves little"
+            assert (found["ids"], found["text"], found["prompt_tokens"]) == (ids, text, prompt)
+    finally:
+        jvm.done("close")
+
+
+@pytest.mark.proof
+def test_the_quickstarts_student_says_64_tokens_as_the_command_line_does(jvm: Jvm, tmp_path: Path):
+    """What `make quickstart` left here (or in EDGESLM_RUN), through `--bundle`, unpacked as the app unpacks it."""
+    run = Path(os.environ.get("EDGESLM_RUN") or Path(__file__).parents[1] / "runs/quickstart")
+    if not (run / "report.html").is_file():
+        pytest.skip("no finished quickstart in this clone; run `make quickstart` first")
+    cli_bundle.bundle(run, tmp_path / "model.zip", "gguf", None, "", "")
+    jvm.done("unpack", **{"from": str(tmp_path / "model.zip"), "into": str(tmp_path / "bundle")})
+    says_64_tokens_as_the_command_line_does(jvm, tmp_path / "bundle")
+
+
 @pytest.mark.proof
 def test_a_real_student_says_64_tokens_as_the_command_line_does(jvm: Jvm, tmp_path: Path):
     """SmolLM2 on the Q4_0 grid."""
@@ -290,13 +335,4 @@ def test_a_real_student_says_64_tokens_as_the_command_line_does(jvm: Jvm, tmp_pa
     frozen = freeze(masters, loaded.arch.name, config, tmp_path / "tokenizer", "SmolLM2", {"base_model": spec})
     artifact = EXPORTERS["gguf"](frozen, tmp_path / "student.gguf")
     bundle.write(artifact, frozen, bundle.Origin(spec), tmp_path / "bundle")
-    jvm.done("open", folder=str(tmp_path / "bundle"), context=512, threads=1)
-    asked = [("Tell me about the sea.", GREEDY), ("Tell me about the sea.", WARM), ("请介绍一下大海 🌊", GREEDY)]
-    try:
-        for question, sampling in asked:
-            messages = [{"role": "user", "content": question}]
-            ids, text, prompt = by_python(tmp_path / "bundle", messages, sampling, 64, threads=1, context=512)
-            found = jvm.done("chat", messages=messages, sampling=sampling, max_new=64)
-            assert (found["ids"], found["text"], found["prompt_tokens"]) == (ids, text, prompt)
-    finally:
-        jvm.done("close")
+    says_64_tokens_as_the_command_line_does(jvm, tmp_path / "bundle")

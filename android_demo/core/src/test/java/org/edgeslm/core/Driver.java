@@ -47,6 +47,7 @@ public final class Driver {
         else if (what.equals("template")) out.put("texts", templates(asked));
         else if (what.equals("unpack")) unpack(asked, out);
         else if (what.equals("libraries")) out.put("names", new ArrayList<Object>(Libraries.candidates(asked.text("abi"), asked.texts("simd"))));
+        else if (what.equals("load")) out.put("name", Libraries.load(asked.texts("abis").toArray(new String[0]), asked.texts("simd")));
         else if (what.equals("fuzz")) out.put("answers", (long) Fuzz.run(asked.size("seed"), asked.count("count")));
         else if (what.equals("facts")) out.put("facts", Device.facts(new File(asked.text("root")), "", "", "Android 15"));
         else if (what.equals("threads")) out.put("threads", (long) Device.threads(new File(asked.text("root"))));
