@@ -60,7 +60,7 @@ def start(work: Path) -> Jvm:
     return Jvm(work, shim.host(work / "native"))
 
 
-def small_bundle(folder: Path, max_new: int = 256, letters: bool = False) -> Path:
+def small_bundle(folder: Path, max_new: int = 256, letters: bool = False, kind: str = "gguf") -> Path:
     """Exported as any student is. With `letters` it says letters only, else any bytes."""
     tokenizer = tiny.tokenizer()
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -70,7 +70,7 @@ def small_bundle(folder: Path, max_new: int = 256, letters: bool = False) -> Pat
         rows[[i for i in range(len(rows)) if not (tokenizer.convert_ids_to_tokens(i) or "").encode().isalpha()]] = 0
     weights, config = dict(model.named_parameters()), model.config.to_dict()
     frozen = freeze_floats(weights, "f16", "llama", config, folder / "tokenizer", "small", {})
-    artifact = EXPORTERS["gguf"](frozen, folder / "student.gguf")
+    artifact = EXPORTERS[kind](frozen, folder / ("student.gguf" if kind == "gguf" else "student-onnx"))
     manifest = bundle.write(artifact, frozen, bundle.Origin("a/SmolLM2"), folder / "bundle")
     seal(folder / "bundle", {**manifest, "generation": {**manifest["generation"], "max_new": max_new}})
     return folder / "bundle"

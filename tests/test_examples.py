@@ -46,7 +46,8 @@ def wanted(made: Path) -> str:
 
 
 def test_every_example_is_run_here():
-    assert {p.name for p in EXAMPLES.iterdir() if p.suffix != ".md"} == {"embed.py", "embed.cpp", "embed.html"}
+    names = {p.name for p in EXAMPLES.iterdir() if p.suffix != ".md"}
+    assert names == {"embed.py", "embed.cpp", "embed.html", "embed_onnx.html"}
 
 
 def test_a_python_program(made: Path, wanted: str):
@@ -81,7 +82,7 @@ def test_a_c_plus_plus_program(made: Path, wanted: str, tmp_path: Path):
     assert subprocess.run([str(program), str(made / "nothing"), "x"], capture_output=True, check=False).returncode != 0
 
 
-WATCH = """<iframe id="page" src="embed.html?ask={}"></iframe><script>
+WATCH = """<iframe id="page" src="{}?ask={}"></iframe><script>
 setInterval(() => {{
   const answer = document.getElementById("page").contentDocument?.getElementById("answer");
   if (answer?.dataset.done) fetch("/done", {{method: "POST", body: answer.textContent}});
@@ -103,31 +104,44 @@ class Served(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
 
 
-def test_a_page(made: Path, wanted: str, tmp_path: Path):
-    """In a real browser, from a folder that holds the page, wllama and the bundle."""
+def said_by(page: str, bundle: Path, packages: tuple[str, ...], folder: Path) -> str:
+    """What a page says in a real browser, from a folder that holds it, its packages and the bundle."""
     cache = fetch.cache_root() / "npm"
     cache.mkdir(parents=True, exist_ok=True)
     try:
         browser = chromium.find()
-        npm.unpack(npm.tarball(npm.PACKAGES["wllama"], cache), npm.PACKAGES["wllama"], tmp_path / "wllama")
+        for name in packages:
+            npm.unpack(npm.tarball(npm.PACKAGES[name], cache), npm.PACKAGES[name], folder / name)
     except EdgeSLMError as error:
         pytest.skip(str(error))
-    shutil.copyfile(EXAMPLES / "embed.html", tmp_path / "embed.html")
-    (tmp_path / "watch.html").write_text(WATCH.format(quote(QUESTION)), encoding="utf-8")
-    shutil.copytree(made, tmp_path / "bundle")
+    shutil.copyfile(EXAMPLES / page, folder / page)
+    (folder / "watch.html").write_text(WATCH.format(page, quote(QUESTION)), encoding="utf-8")
+    shutil.copytree(bundle, folder / "bundle")
     Served.said = queue.SimpleQueue()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Served, directory=str(tmp_path)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Served, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    command = [browser, *chromium.FLAGS, "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [browser, *chromium.FLAGS, "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
     url = f"http://127.0.0.1:{server.server_port}/watch.html"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*command, url], start_new_session=True, **quiet)  # type: ignore[call-overload]
     try:
-        said = Served.said.get(timeout=60)
+        return Served.said.get(timeout=60)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         server.shutdown()
         server.server_close()
+
+
+def test_a_page(made: Path, wanted: str, tmp_path: Path):
+    said = said_by("embed.html", made, ("wllama",), tmp_path)
+    assert said[:6] == wanted[:6], "the same beginning; kernels of wasm round otherwise"
+
+
+def test_a_page_of_an_onnx_bundle(wanted: str, tmp_path: Path):
+    """The same weights as ONNX, so the same words."""
+    bundle = small_bundle(tmp_path / "made", max_new=12, letters=True, kind="onnx")
+    (tmp_path / "page").mkdir()
+    said = said_by("embed_onnx.html", bundle, ("onnxruntime-web", "tokenizers"), tmp_path / "page")
     assert said[:6] == wanted[:6], "the same beginning; kernels of wasm round otherwise"
