@@ -233,17 +233,11 @@ class DistillPart(Part):
             raise ValueError(
                 "on_policy: text that the student writes has no recorded targets; use targets: {kind: live}"
             )
-        if self.train.parallel.kind == "fsdp2" and self._copies_student:
+        if self.train.parallel.kind == "fsdp2" and scheme == "codistill":
             raise ValueError(
-                f"train.parallel: in scheme '{scheme}' whole copies of the student teach, and with fsdp2 no process "
-                "has a whole student; use parallel: {kind: ddp}"
+                "train.parallel: copies that codistil read each other's whole weights, and with fsdp2 no process has "
+                "them; use parallel: {kind: ddp}"
             )
         if self.on_policy and scheme not in ("offline", "online"):
             raise ValueError(f"on_policy: students write in the offline and online schemes, not in '{scheme}'")
         return self
-
-    @property
-    def _copies_student(self) -> bool:
-        """Whether its scheme keeps copies of the student as it was."""
-        scheme = self.scheme
-        return scheme.kind == "codistill" or (scheme.kind == "self" and scheme.teacher != "deep")

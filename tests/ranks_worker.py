@@ -17,25 +17,31 @@ from transformers import LlamaForCausalLM
 
 from edgeslm import parallel
 from edgeslm.parallel.ranks import local
-from edgeslm.parallel.shards import Shards, gathered, spread_student
+from edgeslm.parallel.shards import Shards, gathered
 from edgeslm.schemes.step import Step
 
-FEW = "offline, few rows"  # keys and values of 4 rows
+FEW, INSIDE, HALF = "offline, few rows", "offline, inside of layers", "offline, bfloat16"
 STOPPED = ", stopped"  # after the fifth update, and gone on from the checkpoint after the third
 
 
-def made(name: str, folder: Path) -> Any:
-    if name != FEW:
+def made(name: str, folder: Path, cut: bool) -> Any:
+    """As of `make`; FEW: keys and values have 4 rows; INSIDE: only relations inside the last layer are compared."""
+    if name in CASES:
         return make(name, folder, "q4_0")
     scheme, _, *rest = make("offline", folder, "q4_0")
     config = student().config
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 1, 4
+    if name == FEW:
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 1, 4
     torch.manual_seed(2)
-    step = tiny.step_of(LlamaForCausalLM(config).eval(), [KL], [tiny.llama(layers=4, seed=1)], "q4_0", refit_every=4)
+    model, terms = LlamaForCausalLM(config).eval(), [{"loss": "minilm"}] if name == INSIDE else [KL]
+    step = tiny.step_of(model, terms, [tiny.llama(layers=4, seed=1)], "q4_0", refit_every=4)
+    if name == HALF and not cut:  # what is cut is gathered in bfloat16
+        for master in step.masters.items:
+            master.weight.data = master.weight.data.bfloat16()
     return scheme, [step], *rest
 
 
-def shared(step: Step, kind: str, ranks: parallel.Ranks, dtype: torch.dtype = torch.float32) -> Step:
+def shared(step: Step, kind: str, ranks: parallel.Ranks, dtype: torch.dtype) -> Step:
     """The same step on all ranks."""
     if ranks.size == 1:
         return step
@@ -46,18 +52,18 @@ def shared(step: Step, kind: str, ranks: parallel.Ranks, dtype: torch.dtype = to
         step.engine = Replicas(step.model, step.masters, ranks, some)
         return step
     wants = [o.wants for o in (step.objective, *step.stages) if not o.responses]
-    spread_student(step.model, step.masters, dtype, wants, ranks)
-    how = {"base": step.base, "stages": step.stages, "engine": Shards(ranks)}
+    engine = Shards(step.model, step.masters, dtype, wants, ranks)
+    how = {"base": step.base, "stages": step.stages, "engine": engine}
     return Step(step.model, step.masters, step.objective, step.settings, **how)
 
 
 def one(name: str, folder: Path, ranks: parallel.Ranks, kind: str = "ddp", end: int = STEPS) -> list[Step]:
     """Steps after a training, whole or up to update `end`; on a grid from the third update on."""
-    scheme, steps, guide, part, more = made(name, folder)
-    steps = [shared(step, kind, ranks) for step in steps]
+    cut = kind == "fsdp2" and ranks.size > 1
+    scheme, steps, guide, part, more = made(name, folder, cut)
+    steps = [shared(step, kind, ranks, torch.bfloat16 if name == HALF else torch.float32) for step in steps]
     for step in steps:
         step.settings = replace(step.settings, micro_rows=1)  # as many passes as rows
-    cut = kind == "fsdp2" and ranks.size > 1
     where = loop(folder, grid_start=2, ranks=ranks, cut=cut, **more)
     if end < STEPS:
         read = where.batch
@@ -88,7 +94,7 @@ def main() -> None:
     for job in sys.argv[2:]:
         kind, _, name = job.partition(": ")
         name, short = name.removesuffix(STOPPED), job.replace(": ", "-").replace(" ", "-")
-        assert name in (*CASES, FEW), name
+        assert name in (*CASES, FEW, INSIDE, HALF), name
         if job.endswith(STOPPED):
             try:
                 one(name, out / short, ranks, kind, end=5)

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from edgeslm.data.chat import json_lines, template_ids
 from edgeslm.errors import DataError
+from edgeslm.models.forward import hidden_states
 from edgeslm.models.stop import begun
 
 Mix = Callable[[Sequence[Tensor]], Tensor]  # logits [B, V] of each author -> logits [B, V]
@@ -115,10 +116,8 @@ def write_batch(
 
 
 def _next_logits(model: Any, ids: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    out = model.base_model(
-        input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return model.get_output_embeddings()(out.last_hidden_state[:, -1]).float()
+    how = {"attention_mask": seen, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+    return model.get_output_embeddings()(hidden_states(model, ids, **how)[:, -1]).float()
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:

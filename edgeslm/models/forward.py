@@ -16,11 +16,11 @@ def predictions(hidden: Tensor) -> Tensor:
 
 
 def hidden_states(model: nn.Module, ids: Tensor, **more: Any) -> Tensor:
-    """Final hidden states [B, T, D] of a transformers causal model, its own forward, no cache. One that ranks share
-    (edgeslm.parallel.shards) gathers its weights around it, those of the head included."""
+    """Final hidden states [B, T, D] of a transformers causal model, its own forward, no cache unless told so. One
+    that ranks share (edgeslm.parallel.shards) gathers its weights around it, those of the head included."""
     if (gathering := getattr(model, "final_states", None)) is not None:
         return gathering(ids, **more)  # type: ignore[no-any-return, operator]
-    return model.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state  # type: ignore[operator]
+    return model.base_model(input_ids=ids, **{"use_cache": False, **more}).last_hidden_state  # type: ignore[operator]
 
 
 def head_weight(model: nn.Module) -> nn.Parameter:

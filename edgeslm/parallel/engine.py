@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from torch import nn
 
 from edgeslm.parallel.ranks import ALONE, Ranks
 
@@ -18,6 +21,9 @@ class Engine(Protocol):
         """After the backward of the last pass: masters hold the gradient of the whole batch. One that no pass of no
         rank gave a gradient has none."""
 
+    def twin(self, model: nn.Module) -> nn.Module:
+        """A copy of the student's module with the weights that it has, held as the student is."""
+
 
 class Alone:
     """One process: modules' gradients go to their masters by themselves."""
@@ -29,3 +35,6 @@ class Alone:
 
     def collect(self) -> None:
         return
+
+    def twin(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model)

@@ -88,6 +88,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def release(model: Any) -> None:
+    """Before a module's weights are written: what it gathered of other ranks' rows is let go."""
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def size() -> int:
     """How many processes torchrun said there are, without joining them."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -8,6 +8,7 @@ sent, and gradients move to the masters as on one process. Losses are divided by
 means.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
@@ -49,6 +50,9 @@ class Replicas:
             master.weight.grad, master.used = None, False
             if not some:
                 master.value.grad = None
+
+    def twin(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model)
 
 
 class _Pass(nn.Module):

@@ -12,7 +12,8 @@ or the next forward would read old weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from edgeslm.errors import ModelError
 from edgeslm.models.blocks import Wants, layers_of
-from edgeslm.parallel.ranks import Ranks, local
+from edgeslm.parallel.ranks import Ranks, local, release
 from edgeslm.quantize.masters import Masters
 
 STATES = "final_states"  # what edgeslm.models.forward calls on a model that has it
@@ -34,8 +35,13 @@ STATES = "final_states"  # what edgeslm.models.forward calls on a model that has
 class Shards:
     """Nothing is left to do after a backward pass: fully_shard has added up what the masters collected."""
 
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, model: nn.Module, masters: Masters, dtype: torch.dtype, wants: Iterable[Wants], ranks: Ranks):
+        """Cuts a student in float32, whose weights are gathered in `dtype`, and its masters. `wants`: what each
+        objective without a term on the output reads of the student's layers. Raises ModelError."""
+        self.ranks, self.dtype, self.mould = ranks, dtype, _without_weights(model)
+        spread(model, dtype, let_go=not any(_ends_inside(some) for some in wants))
+        _spread_masters(masters, dict(model.named_parameters()), ranks)
+        masters.before_writing = lambda: release(model)
 
     def forward(self, run: Callable[..., Any], *inputs: Any, last: bool) -> Any:
         return run(*inputs)
@@ -43,13 +49,27 @@ class Shards:
     def collect(self) -> None:
         return
 
+    def twin(self, model: nn.Module) -> nn.Module:
+        """From the module as it was before it was cut: one that is cut cannot be copied."""
+        made, weights = copy.deepcopy(self.mould), dict(model.named_parameters())
+        buffers = {name: buffer.clone() for name, buffer in made.named_buffers()}
+        device = next(model.parameters()).device
+        spread_teacher(made, self.dtype, device)
+        made.to_empty(device=device)
+        for name, buffer in made.named_buffers():
+            buffer.copy_(buffers[name])
+        with torch.no_grad():
+            for name, weight in made.named_parameters():
+                weight.copy_(weights[name])
+        return made
 
-def spread(model: nn.Module, dtype: torch.dtype, let_go: bool = True) -> None:
+
+def spread(model: nn.Module, dtype: torch.dtype, let_go: bool = True, device: torch.device | None = None) -> None:
     """Cuts a transformers model in place; its weights are gathered in `dtype`. `let_go`: of a layer's weights between
-    its forward and its backward."""
-    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
-    held = next(model.parameters()).dtype
-    policy = MixedPrecisionPolicy(None if dtype == held else dtype, torch.float32, cast_forward_inputs=False)
+    its forward and its backward. `device`: where weights will lie that are nowhere yet."""
+    first = next(model.parameters())
+    mesh = init_device_mesh((device or first.device).type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(None if dtype == first.dtype else dtype, torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     for layer in layers_of(model):
         fully_shard(layer, reshard_after_forward=let_go, **how)
@@ -61,9 +81,9 @@ def spread(model: nn.Module, dtype: torch.dtype, let_go: bool = True) -> None:
     register_fsdp_forward_method(model, STATES)
 
 
-def spread_teacher(model: nn.Module) -> nn.Module:
-    """Cuts a model that does not learn. What is around its layers stays gathered after its first forward."""
-    spread(model, next(model.parameters()).dtype)
+def spread_teacher(model: nn.Module, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+    """Cuts a model that does not learn. What is around its layers stays gathered after a forward."""
+    spread(model, dtype or next(model.parameters()).dtype, device=device)
     gathering, end, ran = getattr(model, STATES), getattr(model, "reset_iter_state", None), False
 
     def states(ids: Tensor, **more: Any) -> Tensor:
@@ -74,30 +94,29 @@ def spread_teacher(model: nn.Module) -> nn.Module:
         return gathering(ids, **more)
 
     setattr(model, STATES, states)
-    return model
 
 
-def spread_student(
-    model: nn.Module, masters: Masters, dtype: torch.dtype, wants: Iterable[Wants], ranks: Ranks
-) -> None:
-    """Cuts a student in float32 and its masters. `wants`: what each objective without a term on the output reads of the
-    student's layers. Raises ModelError."""
-    spread(model, dtype, let_go=not any(_ends_inside(some) for some in wants))
-    mesh, named = init_device_mesh(next(model.parameters()).device.type, (ranks.size,)), dict(model.named_parameters())
+def _spread_masters(masters: Masters, named: Mapping[str, nn.Parameter], ranks: Ranks) -> None:
     for master in masters.items:
         whole, rows = master.value.data, master.value.shape[0]
+        mesh = init_device_mesh(whole.device.type, (ranks.size,))
         master.scales = {key: _own(value, rows, ranks) for key, value in master.scales.items()}
         own = DTensor.from_local(
             _own(whole, rows, ranks), mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
         )
         master.value = nn.Parameter(own)
         master.watch(named[master.name])
-    masters.before_writing = lambda: _let_go(model)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy with its own buffers, and with parameters that lie nowhere."""
+    nowhere = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, nowhere)
 
 
 def _final_states(model: Any, ids: Tensor, **more: Any) -> Tensor:
     """[B, T, D] of the model's own forward, and with it what is around the layers gathered."""
-    return model.base_model(input_ids=ids, use_cache=False, **more).last_hidden_state
+    return model.base_model(input_ids=ids, **{"use_cache": False, **more}).last_hidden_state
 
 
 def _ends_inside(wants: Wants) -> bool:
@@ -116,11 +135,6 @@ def _ends_inside(wants: Wants) -> bool:
 
 def _parts(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def _let_go(model: nn.Module) -> None:
-    for part in _parts(model):
-        part.reshard()
 
 
 def _own(tensor: Tensor, rows: int, ranks: Ranks) -> Tensor:
@@ -148,7 +162,7 @@ def gathered(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:
 
 def weights_of(model: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     """The whole weights of a cut model on the CPU of the first rank; nothing elsewhere. All ranks call."""
-    _let_go(model)
+    release(model)
     found = {}
     for name, weight in model.named_parameters():
         whole = gathered(local(weight.data), weight.data, ranks)

@@ -142,7 +142,8 @@ def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = 
     start_on_grid(context, student, masters, rows, resumed=checkpoint.there(folder))
     main, stages = objectives(context, student, guides)
     settings = _settings(context, student, assigned)
-    engine, beside = engine_of(context, student, masters, [main, *stages]), LiveTeacher(base) if base else None
+    used = [main, *stages, *([main.taught] if context.recipe.distill.on_policy else [])]
+    engine, beside = engine_of(context, student, masters, used), LiveTeacher(base) if base else None
     return Step(student, masters, main, settings, base=beside, stages=stages, engine=engine)
 
 

@@ -24,11 +24,10 @@ def engine_of(context: Context, student: Any, masters: Any, objectives: Sequence
         from edgeslm.parallel.replicas import Replicas
 
         return Replicas(student, masters, ranks, some=not all(objective.responses for objective in objectives))
-    from edgeslm.parallel.shards import Shards, spread_student
+    from edgeslm.parallel.shards import Shards
 
     wants = [objective.wants for objective in objectives if not objective.responses]
-    spread_student(student, masters, context.compute.dtype, wants, ranks)
-    return Shards(ranks)
+    return Shards(student, masters, context.compute.dtype, wants, ranks)
 
 
 def weight_type(context: Context) -> Any:

@@ -55,8 +55,6 @@ def _refuse(recipe: Any, ranks: int) -> None:
             f"distill.train.batch_tokens: {recipe.batch_rows} rows a step leave some of {ranks} processes without any; "
             "raise it, or start fewer"
         )
-    if recipe.distill.on_policy is not None:
-        found.append("distill.on_policy: what a student writes is not shared out among processes; start one")
     if recipe.distill.train.offload:
         found.append(
             "distill.train.offload: is for one process; for several, parallel: {kind: fsdp2} divides the memory"

@@ -58,7 +58,7 @@ def load(steps: Sequence[Step], kept: dict[str, Tensor], folder: Path, ranks: Ra
     if not done:
         return 0
     reader = HuggingFaceStorageReader(str(folder / f"{NAME}{SHARDS}{done}"))
-    like, own, number = _cut(steps), f"{ranks.rank}|", f"{ranks.rank} number|"
+    like, own, number = _cut(steps, kept), f"{ranks.rank}|", f"{ranks.rank} number|"
     flat: dict[str, Tensor] = {}
     for name, there in reader.read_metadata().state_dict_metadata.items():
         if name.startswith(ROWS):
@@ -83,9 +83,9 @@ def _name(key: str, value: Tensor, rank: int) -> str:
     return f"{rank}|{key}" if value.dim() else f"{rank} number|{key}"
 
 
-def _cut(steps: Sequence[Step]) -> dict[str, Tensor]:
+def _cut(steps: Sequence[Step], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """What is cut by rows, or is cut like it, by the names that it has in a checkpoint."""
-    found: dict[str, Tensor] = {}
+    found = {f"kept|{name}": value for name, value in kept.items()}
     for index, step in enumerate(steps):
         found |= {f"{index}|master|{m.name}": m.value.data for m in step.masters.items}
         found |= {f"{index}|optimiser|{i}|{k}": p.data for i, p in enumerate(step.parameters) for k in MOMENTS}

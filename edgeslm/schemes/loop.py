@@ -64,8 +64,17 @@ class Loop:
         batch = self.batch(index)
         notes: dict[str, Any] = {}
         if self.on_policy is not None:
-            batch, notes = self.on_policy(index, batch, step.model, distance)
+            write = self.ranks.first or self.cut  # where all hold a part, all write, the same
+            made = self.on_policy(index, batch, step.model, distance) if write else None
+            batch, notes = self._of_first(made)
         return batch, step.objective.taught if batch.rows is None else step.objective, notes
+
+    def _of_first(self, made: tuple[Batch, dict[str, Any]] | None) -> tuple[Batch, dict[str, Any]]:
+        """What the first rank wrote, on all of them: text that others would write is equal up to their last bits."""
+        if self.ranks.size > 1:
+            made = self.ranks.told(None if made is None else (made[0].to(torch.device("cpu")), made[1]))
+        assert made is not None
+        return made[0].to(self.device), made[1]
 
 
 @dataclass

@@ -8,13 +8,13 @@ needs no scheme: a second recipe names the first's run as its teacher.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgeslm.parallel.ranks import release
 from edgeslm.schemes.loop import Loop, turns
 from edgeslm.schemes.step import Step
 from edgeslm.teachers.base import Teacher
@@ -27,10 +27,11 @@ def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -
         for turn in turns(loop, steps):
             turn.log = step(loop.batch(turn.index), teacher, **turn.how)
         return
-    shadow = copy.deepcopy(step.model)
+    shadow = step.engine.twin(step.model)
     kept = {name: value.data.float() for name, value in shadow.named_parameters()}  # bfloat16 would lose small changes
     guide = LiveTeacher(shadow)
     for turn in turns(loop, steps, kept):
+        release(shadow)
         for name, value in shadow.named_parameters():
             value.data.copy_(kept[name])
         turn.log = step(loop.batch(turn.index), guide, **turn.how)
