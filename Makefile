@@ -45,13 +45,14 @@ standins: setup
 	@dpkg -s $(STANDINS) >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(STANDINS) >/dev/null; }
 	$(BIN)/python -m pytest -q -m standin --durations=5
 
-# The Android demo, signed with a debug key; BUNDLE=DIR puts a model bundle into it.
+# The Android demo, signed with a debug key; BUNDLE=DIR puts a model bundle into it, which takes this project's own
+# environment to check; the app alone is built with a bare Python.
 ANDROID := aapt apksigner zipalign dexdump openjdk-17-jdk-headless clang lld
-apk: setup
+apk: $(if $(BUNDLE),setup)
 	@for tool in aapt apksigner javac clang ld.lld; do command -v $$tool >/dev/null || missing=1; done; test -z "$$missing" || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(ANDROID) >/dev/null; }
 	@command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends npm >/dev/null
-	$(BIN)/python -m android_demo.tools.build $(if $(BUNDLE),--bundle $(BUNDLE))
+	$(if $(BUNDLE),$(BIN)/python,$(PYTHON)) -m android_demo.tools.build $(if $(BUNDLE),--bundle $(BUNDLE))
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
