@@ -111,6 +111,36 @@ def test_shares_are_all_rows_once():
     assert [len(s) for s in shares] == [2, 2, 3] and len(parallel.ALONE.share(batch)) == 7
 
 
+def test_passes_are_as_many_on_every_process_and_none_is_empty():
+    for rows in range(1, 14):
+        batch = Batch(torch.arange(rows)[:, None], torch.ones(rows, 1), torch.arange(rows))
+        for size in range(1, rows + 1):
+            for most in (1, 2, 3, 8):
+                passes = [parallel.Ranks(rank, size).passes(batch, most) for rank in range(size)]
+                ids = torch.cat([part.ids for own in passes for part in own]).flatten()
+                assert ids.tolist() == list(range(rows))
+                lengths = [len(part) for own in passes for part in own]
+                assert len({len(own) for own in passes}) == 1 or size == 1
+                assert min(lengths) >= 1 and max(lengths) <= most + (most == 1 and rows % size > 0)
+
+
+def test_a_process_asks_for_the_recorded_targets_of_its_own_rows_alone(monkeypatch):
+    from edgeslm.teachers.base import Dense, Signals
+
+    model, asked, summed = tiny.llama(layers=2, hidden=32), [], []
+
+    def teacher(batch, need):
+        asked.extend(batch.rows.tolist())
+        return Signals(Dense(torch.zeros(batch.mask[:, 1:].numel(), 32), torch.zeros(288, 32)))
+
+    step = tiny.step_of(model, [{"loss": "forward_kl"}], [model], micro_rows=2)
+    step.engine.ranks = parallel.Ranks(1, 2)
+    monkeypatch.setattr(parallel.Ranks, "add_up", lambda self, found: summed.append(list(found)))
+    rows = torch.tensor([11, 4, 7, 2, 9, 30])
+    step._backward(Batch(torch.ones(6, 8, dtype=torch.int64), torch.ones(6, 8), rows), teacher, step.objective)
+    assert asked == [2, 9, 30] and summed
+
+
 def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     path = tiny.recipe(tmp_path)

@@ -28,6 +28,7 @@ from edgeslm.report.folder import read
 from edgeslm.report.markdown import inline
 from edgeslm.report.page import SECTIONS, build
 from edgeslm.report.svg import log_ticks, round_ticks
+from edgeslm.units import byte_count
 
 STAGES = ("teacher", "data", "student", "distill", "export", "evaluate", "benchmark")
 FOLDERS = {stage: f"{stage}-{i}a2b3c4d" for i, stage in enumerate(STAGES)}
@@ -515,3 +516,18 @@ def test_what_the_curve_was_judged_on_is_said_and_when_it_is_not_what_files_were
         said = render(run).markdown.read_text(encoding="utf-8")
         assert "judged on 8 windows of 512 tokens of a.txt, b.txt." in said
         assert ("other text, 8 windows of 512 tokens of c.txt" in said) == differs
+
+
+def test_what_each_process_of_a_training_took_is_told(tmp_path):
+    run = make_run(tmp_path)
+    summary = run / FOLDERS["distill"] / "summary.json"
+    plain = json.loads(summary.read_text())
+    assert "Processes" not in render(run).markdown.read_text(encoding="utf-8")
+    told = {"ranks": 2, "parallel": {"kind": "fsdp2"}, "peak_memory_bytes": [2_000_000_000, None], "held_bytes": [5e6]}
+    _write(summary, plain | {"processes": told})
+    said = render(run).markdown.read_text(encoding="utf-8")
+    assert re.search(r"\| Processes +\| +2, fsdp2 \|", said) and f"| {byte_count(2e9)}, – |" in said
+    assert f"| {byte_count(5e6)} |" in said
+    for damaged in (7, [], {"ranks": "x", "parallel": 3, "held_bytes": 4}):
+        _write(summary, plain | {"processes": damaged})
+        assert "Processes" not in render(run).markdown.read_text(encoding="utf-8")

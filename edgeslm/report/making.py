@@ -130,6 +130,7 @@ def _training(run: Run) -> list[Block]:
         ("Share of the bound", "share_of_bound", percent),
         ("Peak memory", "peak_memory_bytes", byte_count),
     ])  # fmt: skip
+    rows = (*rows, *_processes(t.get("processes")))
     forwards = t.get("kl_by_forward")
     for dtype, kl in forwards.items() if isinstance(forwards, dict) else ():
         if (value := _finite(kl)) is not None:
@@ -144,6 +145,25 @@ def _training(run: Run) -> list[Block]:
         blocks.append(Table("On held-out text while training", columns, held, frozenset({0, 1, 2}), half=True))
         return [*blocks, *_judged_on(run)]
     return [*blocks, missing("Held-out points", "the training summary holds none")]
+
+
+def _processes(told: Any) -> list[tuple[str, str]]:
+    """Of a training on several; what each took."""
+    if not isinstance(told, dict):
+        return []
+    how = told.get("parallel")
+    kind = f", {how.get('kind')}" if isinstance(how, dict) and isinstance(how.get("kind"), str) else ""
+    ranks = _finite(told.get("ranks"))
+    found = [] if ranks is None else [("Processes", f"{ranks:g}{kind}")]
+    for label, key in (
+        ("Peak memory of each process", "peak_memory_bytes"),
+        ("Weights, masters and moments on each", "held_bytes"),
+    ):
+        sizes = told.get(key)
+        each = [_finite(size) for size in sizes] if isinstance(sizes, list) else []
+        if each:
+            found.append((label, ", ".join(ABSENT if size is None else byte_count(size) for size in each)))
+    return found
 
 
 def _judged_on(run: Run) -> list[Block]:
