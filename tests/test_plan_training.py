@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,21 @@ def test_what_came_of_a_process_is_told():
     assert launch.outcome(None, 1, "worker.py FAILED\n exitcode: -9 (pid: 3)")["state"] == NO_MEMORY
     told = "Traceback\n  File\nRuntimeError: the shapes differ\ntorch.elastic ChildFailedError: \n=====\nfailed"
     assert launch.outcome(None, 1, told) == {"state": FAILED, "why": "RuntimeError: the shapes differ"}
+    ranked = "[rank1]: Traceback\n[rank1]: edgeslm.errors.DataError: too few rows\nE1126 exitcode: 1"
+    assert launch.outcome(None, 1, ranked)["why"] == "edgeslm.errors.DataError: too few rows"
     assert launch.outcome(None, 1, "")["why"] == "no message"
     assert "torch.distributed.run" in launch.command(Path("a"), Path("b"), 2)
     assert "torch.distributed.run" not in launch.command(Path("a"), Path("b"), 1)
+
+
+def test_what_takes_too_long_is_ended(monkeypatch, tmp_path):
+    alive = tmp_path / "alive"
+    code = f"import pathlib, time\nfor _ in range(200): pathlib.Path({str(alive)!r}).touch(); time.sleep(0.05)"
+    monkeypatch.setattr(launch, "command", lambda *_: ["sh", "-c", f'"{sys.executable}" -c "$0" & wait', code])
+    assert launch.run({}, 1, timeout_s=2) == {"state": FAILED, "why": "took longer than 2 s"}
+    alive.unlink(missing_ok=True)
+    time.sleep(0.3)
+    assert not alive.exists()
 
 
 def test_running_out_of_memory_is_a_result_and_other_errors_are_not():
@@ -335,6 +348,16 @@ def test_two_processes_measure_one_point(ready, kind):
     found = launch.run(ready.job(point, 1, 1), 2, 120)
     assert found["state"] == MEASURED, found
     assert len(found["peak_memory_bytes"]) == 2 and len(found["seconds"]) == 1 and found["tokens_per_step"] == 128
+
+
+def test_a_finished_run_keeps_its_record(ready, tmp_path):
+    root = ready.context.root
+    (root / "run.json").write_text('{"stages": {"benchmark": "b"}}', encoding="utf-8")
+    recipe = ready.context.recipe
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sequence": 16})})
+    prepare(other, ready.context.base, root.parent, Progress(quiet=True), 3)
+    assert json.loads((root / "run.json").read_text(encoding="utf-8")) == {"stages": {"benchmark": "b"}}
+    assert len(list(root.glob("data-*"))) == 2
 
 
 @pytest.mark.parametrize(

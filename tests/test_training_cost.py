@@ -202,6 +202,14 @@ def test_a_shape_is_measured_by_our_step(tiny_shape: None) -> None:
     assert chosen["kernel"] in ("flash_attention", "math") and chosen["loss"] == pytest.approx(found["loss"], rel=1e-3)
 
 
+def test_a_shape_is_measured_by_two_processes(tiny_shape: None) -> None:
+    how = given("--length", "32", "--rows", "4", "--steps", "1", "--warmups", "1", "--precision", "f32")
+    point = Point("sdpa", 2, False, 2, "fsdp2", "gloo")
+    found = launch.run(training_cost.job_of(config_of("20M"), point, how), 2, 120)
+    assert found["state"] == MEASURED, found
+    assert len(found["peak_memory_bytes"]) == 2 and len(found["seconds"]) == 1 and found["loss"] > 1
+
+
 def test_a_record_from_run_to_headline(tiny_shape: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch,
                                        capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """Processes are stood in for by made-up results: what is told of them is what is tested."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ WORKER = "edgeslm.training_cost.worker"
 TIMEOUT_S = 3600.0
 FRESH = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # code that an earlier process compiled would not count
 KILLED = re.compile(r"Signal 9|SIGKILL|exitcode: -9")  # as torchrun tells of a process that the system killed
-SAID = re.compile(r"^\w[\w.]*(Error|Exception|Failure|Diverged)\b.*")
+SAID = re.compile(r"^(?:\[rank\d+\]: )?(\w[\w.]*(?:Error|Exception|Failure|Diverged)\b.*)")
 
 
 def command(job: Path, result: Path, ranks: int) -> list[str]:
@@ -35,25 +37,35 @@ def outcome(written: str | None, code: int, stderr: str) -> dict[str, Any]:
         return {"state": NO_MEMORY, "why": "the system killed a process, as it does when memory runs out"}
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     # torchrun's own lines come last; the worker's error is the last line that names one
-    named = next((line for line in reversed(lines) if SAID.match(line) and "ChildFailedError" not in line), None)
-    return {"state": FAILED, "why": (named or (lines or ["no message"])[-1])[:300]}
+    named = [found[1] for line in lines if (found := SAID.match(line)) and "ChildFailedError" not in line]
+    return {"state": FAILED, "why": (named or lines or ["no message"])[-1][:300]}
 
 
 def run(job: Mapping[str, Any], ranks: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """`job` with a folder of its own as `scratch`, which is removed afterwards."""
+    """`job` with a folder of its own as `scratch`, which is removed afterwards. No process outlives this call."""
     with tempfile.TemporaryDirectory(prefix="edgeslm-cost-") as work:
         asked, answer = Path(work) / "job.json", Path(work) / "result.json"
         asked.write_text(json.dumps({**job, "scratch": work}), encoding="utf-8")
+        process = subprocess.Popen(
+            command(asked, answer, ranks),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **FRESH},
+            start_new_session=True,  # its own group: all ranks die together
+        )
         try:
-            done = subprocess.run(
-                command(asked, answer, ranks),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=timeout_s,
-                env={**os.environ, **FRESH},
-            )
+            _, stderr = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            return {"state": FAILED, "why": f"took longer than {timeout_s:.0f} s"}
+            return {"state": FAILED, "why": f"took longer than {timeout_s:g} s"}
+        finally:
+            end(process)
         written = answer.read_text(encoding="utf-8") if answer.exists() else None
-        return outcome(written, done.returncode, done.stderr)
+        return outcome(written, process.returncode, stderr)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kills what is left of it, after a stop by Ctrl-C too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -4,6 +4,7 @@ sizes, where no recipe is meant."""
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 from edgeslm.training_cost.of_recipe import TRANSFORMERS
@@ -26,7 +27,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any] | None:
     torch.manual_seed(0)
     compute.keep_freed_memory()
     ranks, chosen = parallel.join(), compute.resolve(job["device"], job["precision"], job["threads"])
-    step = step_of(job, chosen, ranks)
+    step = step_of(job, chosen)
     if point["compile"]:
         compute.compile_layers(step.model)
     shape = (limit, job["rows"], job["length"])
@@ -58,11 +59,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def step_of(job: dict[str, Any], chosen: Any, ranks: Any) -> Any:
+def step_of(job: dict[str, Any], chosen: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from edgeslm.models.turned import straighten
+    from edgeslm.pipeline.processes import engine_of, weight_type
     from edgeslm.quantize.masters import attach
     from edgeslm.quantize.plan import Plan
     from edgeslm.schemes.objective import Objective
@@ -73,24 +75,14 @@ def step_of(job: dict[str, Any], chosen: Any, ranks: Any) -> Any:
     model = straighten(made.to(torch.float32)).eval().to(chosen.device)
     model.set_attn_implementation(TRANSFORMERS.get(attention, attention))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    cut = ranks.size > 1 and job["point"]["parallel"] == "fsdp2"
-    masters = attach(model, Plan.uniform("f32").assign(shapes), torch.float32 if cut else chosen.dtype)
+    ways = as_recipe(job["point"], chosen)
+    masters = attach(model, Plan.uniform("f32").assign(shapes), weight_type(ways))
     settings = StepSettings(job["point"]["micro_rows"], 1.0, 0.0, (0.9, 0.98), None)
     objective = Objective.build([{"loss": "cross_entropy"}])
-    return Step(model, masters, objective, settings, engine=engine_of(model, masters, chosen, ranks, cut))
+    return Step(model, masters, objective, settings, engine=engine_of(ways, model, masters, [objective]))
 
 
-def engine_of(model: Any, masters: Any, chosen: Any, ranks: Any, cut: bool) -> Any:
-    """As edgeslm.pipeline.processes.engine_of, without a recipe."""
-    from edgeslm.parallel.engine import Alone
-
-    if ranks.size == 1:
-        return Alone()
-    if not cut:
-        from edgeslm.parallel.replicas import Replicas
-
-        return Replicas(model, masters, ranks)
-    from edgeslm.parallel.shards import Shards, spread_student
-
-    spread_student(model, masters, chosen.dtype, [], ranks)
-    return Shards(ranks)
+def as_recipe(point: dict[str, Any], chosen: Any) -> Any:
+    """What of a recipe's context decides how processes share the work."""
+    train = SimpleNamespace(parallel=SimpleNamespace(kind=point["parallel"]))
+    return SimpleNamespace(recipe=SimpleNamespace(distill=SimpleNamespace(train=train)), compute=chosen)

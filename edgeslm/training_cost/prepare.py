@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -98,7 +99,8 @@ def prepare(recipe: Any, base: Path, runs: Path, progress: Any, least: int) -> P
     if stand(context, before):
         check(context).raise_if_any()
     else:
-        run(alone, base, runs, progress, before[-1].name)
+        with as_it_was(context.root / "run.json", context.root / "recipe.yaml"):
+            run(alone, base, runs, progress, before[-1].name)
         stand(context, before)
     context.recipe = recipe
     found = here(context.compute)
@@ -109,6 +111,17 @@ def prepare(recipe: Any, base: Path, runs: Path, progress: Any, least: int) -> P
     bound = cost.training_bound(student, recipe.data.sequence, flops, live)
     compute.return_freed_memory()  # the processes that are measured may want it
     return Prepared(context, found, student, teacher, bound)
+
+
+@contextmanager
+def as_it_was(*files: Path) -> Iterator[None]:
+    """Files that were there are what they were afterwards: a finished run keeps its record."""
+    before = {file: file.read_bytes() for file in files if file.exists()}
+    try:
+        yield
+    finally:
+        for file, content in before.items():
+            file.write_bytes(content)
 
 
 def stages_before(recipe: Any) -> tuple[Any, ...]:
