@@ -42,11 +42,12 @@ def first(recipe: Any) -> bool:
         return True
     from edgeslm import parallel
 
-    _refuse(recipe, parallel.size())
+    refuse(recipe, parallel.size())
     return parallel.join().first
 
 
-def _refuse(recipe: Any, ranks: int) -> None:
+def refuse(recipe: Any, ranks: int) -> None:
+    """Raises RecipeError for what so many processes cannot train."""
     found = []
     if not isinstance(recipe, Recipe):
         raise RecipeError(["family: encoder: is trained by one process; start one"])

@@ -169,7 +169,7 @@ def refusal(recipe: Any, point: Point, here: Here) -> str | None:
     """Why a point cannot be run here, as the end of a sentence; None where nothing stands against it."""
     from pydantic import ValidationError
 
-    from edgeslm.pipeline.ranks import _refuse as refuse
+    from edgeslm.pipeline.ranks import refuse
 
     try:
         made = of_recipe.begun(recipe.model_dump(mode="json"), point.to_json(), recipe.distill.train.steps)
