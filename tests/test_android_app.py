@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -81,11 +85,26 @@ def test_the_apk_is_signed_aligned_and_asks_for_nothing(natives: Path, tmp_path:
     assert len(libraries) == 2 * (len(fetch.ARM64) + len(fetch.X86_64))
     assert all(places[name][1] and places[name][0] % 16384 == 0 for name in libraries)
     assert places["resources.arsc"][1] and places["assets/bundle/student.gguf"][1]
+    with zipfile.ZipFile(apk) as archive:
+        app = sum(i.compress_size for i in archive.infolist() if not i.filename.startswith("assets/bundle/"))
+    assert 25e6 < app < 35e6, "the size that READMEs name, without the model"
     if shutil.which("dexdump"):
         code = build.run("dexdump", "-d", apk)
         assert "Host" in code and not re.search(r"invoke-(custom|polymorphic)", code), (
             "Android has no LambdaMetafactory"
         )
+
+
+def test_a_clean_clone_builds_it_without_a_package():
+    """`make apk` takes a bare Python, so nothing has to be installed or compiled first."""
+    code = "import android_demo.tools.build, sys; assert not any('site-packages' in p for p in sys.path)"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=DEMO.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in ("PYTHON", "VENV", "BUNDLE")}
+    for bundle, program in ([], "python3 -m android_demo"), (["BUNDLE=b"], ".venv/bin/python -m android_demo"):
+        command = ["make", "-n", "apk", *bundle]
+        said = subprocess.run(command, cwd=DEMO.parent, env=plain, capture_output=True, text=True).stdout
+        assert program in said and ("--bundle b" in said) == bool(bundle)
 
 
 def strings(values: str) -> dict[str, str]:
