@@ -7,10 +7,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -96,18 +96,16 @@ def recompute_layers(model: nn.Module) -> None:
     from edgeslm.models.blocks import layers_of
 
     for layer in layers_of(model):
-        layer.forward = _again(layer.forward)  # type: ignore[method-assign]
+        layer.forward = MethodType(_again, layer)  # bound, so that a copy of the layer runs itself
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
-    def run(*inputs: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*inputs, **named)
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
-
-    return run
+    forward = type(layer).forward
+    if not torch.is_grad_enabled():
+        return forward(layer, *inputs, **named)
+    return checkpoint(forward, layer, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
 
 def uncompiled() -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_layers_that_run_again_give_the_same_gradients_and_keep_less(family: str
     assert kept[1] < kept[0] / 4
     with torch.no_grad():
         model.generate(ids[:1, :4], max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+def test_a_copy_of_layers_that_run_again_runs_itself() -> None:
+    """As of a student whose past weights teach: it must not run the student's own layers."""
+    model, ids = TINY["llama"](), torch.arange(3, 15)[None]
+    compute.recompute_layers(model)
+    past = copy.deepcopy(model)
+    with torch.no_grad():
+        before = past(ids).logits
+        next(iter(model.model.layers.parameters())).zero_()
+        assert torch.equal(past(ids).logits, before) and not torch.equal(model(ids).logits, before)
 
 
 def test_losses_on_layers_see_the_same_when_layers_run_again() -> None:
