@@ -169,8 +169,9 @@ class DdpParallel(Part):
 
 class Fsdp2Parallel(Part):
     """Every process holds its rows of every tensor of the student: PyTorch's fully_shard. Weights, float32 masters,
-    gradients and moments take 1/n of the memory each; a layer's weights are gathered while it runs. Processes need one
-    file system. `teacher`: whole on every process, or `sharded` too, where it is too large for one."""
+    gradients and moments take 1/n of the memory each; a layer's weights are gathered while it runs. To begin with every
+    process builds the whole student, and at the end the first one freezes it. Processes need one file system.
+    `teacher`: whole on every process, or `sharded` too, once it is loaded."""
 
     kind: Literal["fsdp2"]
     teacher: Literal["replicated", "sharded"] = "replicated"
