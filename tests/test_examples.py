@@ -109,7 +109,7 @@ def said_by(page: str, bundle: Path, packages: tuple[str, ...], folder: Path) ->
     cache = fetch.cache_root() / "npm"
     cache.mkdir(parents=True, exist_ok=True)
     try:
-        browser = chromium.find()
+        chromium.find()
         for name in packages:
             npm.unpack(npm.tarball(npm.PACKAGES[name], cache), npm.PACKAGES[name], folder / name)
     except EdgeSLMError as error:
@@ -117,15 +117,20 @@ def said_by(page: str, bundle: Path, packages: tuple[str, ...], folder: Path) ->
     shutil.copyfile(EXAMPLES / page, folder / page)
     (folder / "watch.html").write_text(WATCH.format(page, quote(QUESTION)), encoding="utf-8")
     shutil.copytree(bundle, folder / "bundle")
+    return posted(folder)
+
+
+def posted(folder: Path, timeout_s: float = 60) -> str:
+    """What the folder's watch.html posts when a real browser opens it."""
     Served.said = queue.SimpleQueue()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Served, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    command = [browser, *chromium.FLAGS, "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
+    command = [chromium.find(), *chromium.FLAGS, "--no-sandbox", f"--user-data-dir={folder / 'profile'}"]
     url = f"http://127.0.0.1:{server.server_port}/watch.html"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*command, url], start_new_session=True, **quiet)  # type: ignore[call-overload]
     try:
-        return Served.said.get(timeout=60)
+        return Served.said.get(timeout=timeout_s)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

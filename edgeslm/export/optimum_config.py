@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 DROPPED = ("_name_or_path", "quantization_config", "transformers_version", "id2label", "label2id")
 ELSEWHERE = ("rope_theta", "partial_rotary_factor")  # keys of `rope_parameters` with places of their own
 OWN_HEAD_SIZE = ("gemma3_text",)  # families whose `head_dim` ORTModelForCausalLM 0.1.0 reads
+UNGROUPED = ("phi3",)  # families whose `num_key_value_heads` it does not read
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -63,10 +64,16 @@ def files_note(config: Mapping[str, Any]) -> str:
         "it computes in float32, and that is all its name says. `ORTModelForCausalLM.from_pretrained(FOLDER)` and "
         "transformers.js's `pipeline('text-generation', FOLDER)` find it there."
     )
-    each = config["hidden_size"] // config["num_attention_heads"]
+    reason = not_for_ort(config)
+    return told + (f" `ORTModelForCausalLM` of optimum-onnx 0.1.0 cannot run it: {reason}." if reason else "")
+
+
+def not_for_ort(config: Mapping[str, Any]) -> str | None:
+    """Why ORTModelForCausalLM 0.1.0, which works the cache's shape out by itself, makes one that the graph refuses."""
+    heads = config["num_attention_heads"]
+    each, groups = config["hidden_size"] // heads, config.get("num_key_value_heads") or heads
     if config["model_type"] not in OWN_HEAD_SIZE and (config.get("head_dim") or each) != each:
-        told += (
-            f" `ORTModelForCausalLM` of optimum-onnx 0.1.0 cannot run it: that version takes a head for {each} wide, "
-            f"and these are {config['head_dim']}."
-        )
-    return told
+        return f"that version takes a head for {each} wide, and these are {config['head_dim']}"
+    if config["model_type"] in UNGROUPED and groups != heads:
+        return f"that version takes {heads} heads for keys and values in this family, and there are {groups}"
+    return None
