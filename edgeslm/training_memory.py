@@ -1,9 +1,13 @@
-"""What a training step needs of memory, from shapes alone: an estimate, part by part. Plain data in and out.
+"""What training needs of memory, from shapes alone: an estimate, part by part. Plain data in and out.
 
 Of the student: float32 masters, Adam's two moments and a float32 gradient for each weight, the module's own weights in
 the type of computing; what the backward pass reads again (`activations`), counted tensor by tensor as autograd keeps
 them in transformers' decoder layers with fused attention; the gradient of the head and the logits of a chunk. Of the
-teacher: its weights, and one layer's work. What the allocator and libraries hold besides is not in it.
+teacher: its weights, and one layer's work. What the process held before training is not in it.
+
+These are not all there at once: activations go as gradients come. `parts` tells what is there when most is. On a CPU
+what comes and goes leaves holes that the next does not fit (`allocator`): shares that were measured, by
+benchmarks.memory_plan, with freed memory kept as edgeslm.compute has it.
 
 Legend: D hidden width, F feed-forward units, Q and K heads and key-value heads times their dimensions, V vocabulary,
 b bytes of a number in the type of computing.
@@ -12,68 +16,109 @@ b bytes of a number in the type of computing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeslm import cost
 
 FLOAT = 4
 ADAM_MOMENTS = 2
-CHUNK_TOKENS = 512  # edgeslm.schemes.head_loss, a test holds it
-GPU_CHUNK_BYTES = 256 << 20
-EIGHT_BIT_MOMENT = 1.016  # bytes of a moment in 8 bits with one float32 a block of 256 (arXiv:2110.02861)
+OPTIMISER = ("masters", "moments", "gradients")
+CHUNK_TOKENS = 512  # edgeslm.schemes.head_loss, a test holds these three
+SLICE_BYTES = 4 << 20
+GPU_SLICE_BYTES = 256 << 20
+SLICE_COPIES = 5  # of a slice of float32 logits while its loss is worked out: both models' logarithms, and between
+HOLES = {"activations": 0.35, "head": 0.8}  # of their size; the head's are few and large
 LAYER_NORMS = ("gpt2", "starcoder2")
 UNITS = {"starcoder2": 2, "gpt2": 5}  # vectors of the feed-forward; GPT-2's gelu is written out
-FUSED_KINDS = {8: 8.5, 4: 4.5}  # bits of a frozen teacher -> with scales
+Shape = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Step:
-    """`number_bytes`: 2 for bfloat16, 4 for float32. `rows` run at once (micro_rows)."""
+    """`number_bytes`: 2 for bfloat16, 4 for float32. `rows` run at once (micro_rows), `batches` of them make a step."""
 
     rows: int
     length: int
     number_bytes: int
     gpu: bool = False
     recompute: bool = False  # layers keep their inputs only and run again in the backward pass
-    moment_bytes: float = FLOAT
-    teacher_bits: float | None = None  # None: in the type of computing
+    batches: int = 1
+    offload: bool = False  # masters, moments and gradients lie in main memory
+    heard: bool = True  # the teacher works beside the student; else it is there to judge by
+    teachers: int = 1  # copies: one that teaches otherwise than it is (rounded, or folded) is there once more
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
 
 
-def parts(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, step: Step) -> dict[str, float]:
-    """{what: bytes}. `teacher`: the one that runs beside the student, None when none does."""
-    n, tokens, b = cost.counts(student).total, step.rows * step.length, step.number_bytes
-    layers, vocabulary = int(student["num_hidden_layers"]), int(student["vocab_size"])
-    each = tokens * layer_bytes(student, b)
-    kept = layers * tokens * b * int(student["hidden_size"]) + each if step.recompute else layers * each
-    chunk = min(tokens, max(CHUNK_TOKENS, GPU_CHUNK_BYTES // (FLOAT * vocabulary)) if step.gpu else CHUNK_TOKENS)
-    models = 1 if teacher is None else 2
-    found = {
-        "masters": FLOAT * n,
-        "moments": ADAM_MOMENTS * step.moment_bytes * n,
-        "gradients": FLOAT * n,
-        "weights": b * n,
-        "activations": kept + tokens * norm_bytes(student, b),
-        "head": FLOAT * vocabulary * int(student["hidden_size"]) + models * chunk * vocabulary * b,
-    }
+def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]:
+    """{what: bytes} on the device that computes, at the moment of a step when most is held; what is not there then is
+    0. `teacher`: None where there is none."""
+    b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student)
+    gradients = own.pop("gradients")
+    held = {**own, "weights": b * cost.counts(student).total}
     if teacher is not None:
-        size = cost.counts(teacher).total
-        found["teacher"] = size * (step.teacher_bits / 8 if step.teacher_bits else b) + tokens * layer_bytes(teacher, b)
-    return found
+        held["teacher"] = b * (step.teachers * cost.counts(teacher).total + step.tokens * int(teacher["hidden_size"]))
+    working = teacher if step.heard else None
+    earlier = {"gradients": gradients if step.batches > 1 else 0.0}  # of the micro-batches before this one
+    moments = [
+        earlier | {"activations": activations(student, step), "head": head_bytes(student, working, step)},
+        {"gradients": gradients, "last gradient": last_gradient(student, step)},
+    ]
+    if working is not None:
+        moments.append(earlier | {"teacher's work": step.tokens * layer_bytes(working, b)})
+    holes = {} if step.gpu else {"allocator": sum(share * moments[0][what] for what, share in HOLES.items())}
+    return held | max(moments, key=lambda moment: sum(moment.values())) | holes
 
 
-def total(student: Mapping[str, Any], teacher: Mapping[str, Any] | None, step: Step) -> float:
+def optimiser(student: Shape) -> dict[str, float]:
+    """{what: bytes} that the optimiser holds beside the weights, or with `offload` in main memory."""
+    n = cost.counts(student).total
+    return dict(zip(OPTIMISER, (FLOAT * n, ADAM_MOMENTS * FLOAT * n, FLOAT * n), strict=True))
+
+
+def total(student: Shape, teacher: Shape | None, step: Step) -> float:
     return sum(parts(student, teacher, step).values())
 
 
-def norm_bytes(shape: Mapping[str, Any], b: int) -> float:
+def activations(student: Shape, step: Step) -> float:
+    """What autograd keeps between the forward pass and the backward pass of a micro-batch."""
+    b, layers = step.number_bytes, int(student["num_hidden_layers"])
+    each = step.tokens * layer_bytes(student, b)
+    kept = layers * step.tokens * b * int(student["hidden_size"]) + each if step.recompute else layers * each
+    return kept + step.tokens * norm_bytes(student, b)
+
+
+def head_bytes(student: Shape, teacher: Shape | None, step: Step) -> float:
+    """The float32 gradient of the head [V, D] that grows chunk by chunk, and beside it either a chunk (its product
+    with the states, logits of both models, slices of them in float32), or what hands that gradient on (scaled, and in
+    the type of computing)."""
+    b, v, d = step.number_bytes, int(student["vocab_size"]), int(student["hidden_size"])
+    rows = GPU_SLICE_BYTES // (FLOAT * v)
+    chunk = min(step.tokens, max(CHUNK_TOKENS, rows) if step.gpu else CHUNK_TOKENS)
+    sliced = SLICE_COPIES * min(GPU_SLICE_BYTES if step.gpu else SLICE_BYTES, FLOAT * chunk * v)
+    forward = b * v * d + (1 if teacher is None else 2) * chunk * v * b + sliced
+    backward = (FLOAT + (b if b < FLOAT else 0)) * v * d
+    return FLOAT * v * d + step.tokens * d * b + max(forward, backward)
+
+
+def last_gradient(student: Shape, step: Step) -> float:
+    """What is there beside all gradients when the backward pass comes to the embedding: its own in the type of
+    computing, and once more that of a tied head, which waits to be added."""
+    tied = bool(student.get("tie_word_embeddings", False))
+    return (2 if tied else 1) * step.number_bytes * int(student["vocab_size"]) * int(student["hidden_size"])
+
+
+def norm_bytes(shape: Shape, b: int) -> float:
     """What one norm keeps for a token. RMS norms are written out: their input in float32 (its own copy where b is 2),
     the normed stream before its weight, and after it for what reads it. Layer norms are one operation."""
     d = int(shape["hidden_size"])
     return 2 * b * d if shape.get("model_type") in LAYER_NORMS else (FLOAT + 2 * b) * d
 
 
-def layer_bytes(shape: Mapping[str, Any], b: int) -> float:
+def layer_bytes(shape: Shape, b: int) -> float:
     """What the backward pass of one layer reads again, for a token: norms, queries, keys and values as attention gets
     them, what it gives, and some vectors of the feed-forward."""
     kind, f = shape.get("model_type"), int(shape["intermediate_size"])
@@ -84,28 +129,21 @@ def layer_bytes(shape: Mapping[str, Any], b: int) -> float:
     return cost.NORMS.get(str(kind), 2) * norm_bytes(shape, b) + b * (2 * q + 2 * kv + units * f) + heads
 
 
-def alternatives(
-    student: Mapping[str, Any], teacher: Mapping[str, Any] | None, step: Step
-) -> list[tuple[str, float, bool]]:
-    """(what would be changed, bytes then, whether a recipe can ask for it) for pairs that do not fit."""
+def alternatives(student: Shape, teacher: Shape | None, step: Step) -> list[tuple[str, float]]:
+    """(what a recipe can ask for instead, bytes on the device then), for pairs that do not fit."""
 
     def changed(**how: Any) -> float:
-        return total(student, teacher, Step(**{**vars(step), **how}))
+        return total(student, teacher, replace(step, **how))
 
-    found = [("distill.train.recompute: true", changed(recompute=True), True)]
-    if step.rows > 1:
-        found.append(("distill.train.micro_rows: 1", changed(rows=1), True))
-    found.append(("both", changed(rows=1, recompute=True), True))
-    small = {"rows": 1, "recompute": True, "moment_bytes": EIGHT_BIT_MOMENT}
-    found.append(("both, and moments in 8 bits", changed(**small), False))
-    if teacher is not None:
-        for bits, stored in FUSED_KINDS.items():
-            found.append((f"the same, and the teacher in {bits} bits", changed(**small, teacher_bits=stored), False))
-        found.append(
-            (
-                "the same, and no teacher beside the student",
-                total(student, None, Step(**{**vars(step), **small})),
-                False,
-            )
-        )
-    return found
+    found, all_of = list[tuple[str, float]](), dict[str, Any]()
+    one = {"rows": 1, "batches": step.rows * step.batches}
+    offered: list[tuple[str, dict[str, Any], bool]] = [
+        ("distill.train.recompute: true", {"recompute": True}, not step.recompute),
+        ("distill.train.micro_rows: 1", one, step.rows > 1),
+        ("distill.train.offload: true", {"offload": True}, step.gpu and not step.offload),
+    ]
+    for what, how, open_ in offered:
+        if open_:
+            found.append((what, changed(**how)))
+            all_of |= how
+    return [*found, ("all of these", changed(**all_of))] if len(found) > 1 else found

@@ -82,6 +82,7 @@ def check(context: Context) -> Findings:
         check_teachers.teachers(context, found, summary, student)
         check_sft.answers(context, found)
         check_sft.sft(context, found, student)
+    found.problems += check_memory.problems(context)
     if recipe.distill.train.compile and compute.compiler_missing(context.compute.device.type):
         found.problems.append(
             "distill.train.compile: there is no C++ compiler here (g++ or clang++) to make CPU code with; "

@@ -14,12 +14,14 @@ SHARE = 0.9  # of the memory there is, for a step; the rest is the allocator's a
 
 
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student."""
+    """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student.
+    Further teachers (`teacher.more`) are not counted."""
     step, there = step_of(context), available_bytes(context)
     held = training_memory.parts(student, teacher, step)
     needs = sum(held.values())
-    told = ", ".join(f"{name} {units.byte_count(size)}" for name, size in held.items())
-    found = [("memory to train (an estimate)", f"{units.byte_count(needs)}: {told}")]
+    found = [("memory to train (an estimate)", _told(held))]
+    if step.offload:
+        found.append(("main memory beside it (an estimate)", _told(training_memory.optimiser(student))))
     if there is None:
         return found
     if needs <= SHARE * there:
@@ -27,20 +29,52 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     found.append(
         ("memory there is", f"{units.byte_count(there)}, which is too little; what would be needed (estimates):")
     )
-    for what, size, offered in training_memory.alternatives(student, teacher, step):
-        note = "" if offered else ", not built in"
-        found.append((f"  {what}", units.byte_count(size) + note + (", fits" if size <= SHARE * there else "")))
+    for what, size in training_memory.alternatives(student, teacher, step):
+        found.append((f"  {what}", units.byte_count(size) + (", fits" if size <= SHARE * there else "")))
     return found
 
 
+def problems(context: Context) -> list[str]:
+    """What `distill.train.offload` cannot be had with."""
+    recipe, device = context.recipe, context.compute.device.type
+    if not recipe.distill.train.offload:
+        return []
+    found = []
+    if device != "cuda":
+        found.append(
+            f"distill.train.offload: is for a CUDA card; on '{device}' masters, moments and gradients are in main "
+            "memory already, set it to false"
+        )
+    if recipe.quantize.rounding == "feedback":
+        found.append(
+            "distill.train.offload: feedback rounding works on the card's memory, where masters then are not; use "
+            "rounding: nearest"
+        )
+    return found
+
+
+def _told(held: Mapping[str, float]) -> str:
+    each = ", ".join(f"{name} {units.byte_count(size)}" for name, size in held.items() if size)
+    return f"{units.byte_count(sum(held.values()))}: {each}"
+
+
 def step_of(context: Context) -> training_memory.Step:
-    train, compute = context.recipe.distill.train, context.compute
+    from edgeslm.pipeline.distill import taught_live
+
+    train, compute, heard = context.recipe.distill.train, context.compute, taught_live(context)
+    vocabulary = context.recipe.student.vocabulary
+    folded = vocabulary is not None and vocabulary.removed == "first_piece"
+    rows = min(train.micro_rows, context.recipe.batch_rows)
     return training_memory.Step(
-        rows=min(train.micro_rows, context.recipe.batch_rows),
+        rows=rows,
         length=context.recipe.data.sequence,
         number_bytes=compute.dtype.itemsize,
         gpu=compute.device.type == "cuda",
         recompute=train.recompute,
+        batches=-(-context.recipe.batch_rows // rows),
+        offload=train.offload,
+        heard=heard,
+        teachers=1 + (heard and (folded or context.recipe.teacher.format is not None)),
     )
 
 
