@@ -84,6 +84,7 @@ def _distill(context: Context, folder: Path) -> None:
         cut=cut(recipe),
     )
     teacher: Any = guides if recipe.distill.targets.kind == "live" else _recorded(context, rows, order)
+    compute.return_freed_memory()  # float32 copies that models came in are gone; their places do not fit what comes
     SCHEMES[recipe.distill.scheme.kind](steps, teacher, loop, recipe.distill.scheme)
     peaks = ranks.gathered(compute.peak_memory_bytes(chosen))
     held = ranks.gathered(sum(step.held_bytes for step in steps))
@@ -94,6 +95,9 @@ def _distill(context: Context, folder: Path) -> None:
     student = in_one_piece(context, student)
     if not ranks.first:
         return
+    for step in steps:
+        step.release()
+    compute.return_freed_memory()
     frozen.save(folder / "frozen")
     if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")

@@ -148,6 +148,16 @@ class Step:
         found += [local(t) for state in self.optimiser.state.values() for t in state.values()]
         return sum(t.numel() * t.element_size() for t in found)
 
+    def release(self) -> None:
+        """Lets masters, gradients and moments go, once they are frozen: no step can follow. Judging, which comes then,
+        takes their memory for float32 copies."""
+        self.optimiser.state.clear()
+        for master in self.masters.items:
+            master.value = nn.Parameter(torch.empty(0))
+        for group in self.optimiser.param_groups:
+            group["params"] = []
+        self.parameters, self.clipped = [], []
+
     def _counts(self, batch: Batch) -> dict[int, float]:
         """What means are taken over, by the number of dimensions of the values: predictions, rows, tokens; and answers,
         of which a step may hold none."""
