@@ -68,10 +68,25 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
         "kept": facts.get("kept"), "parameters": facts["parameters_after"], "teacher_loss": facts["loss_before"],
         "kl": kl, "loss": loss, "perplexity": math.exp(loss), "before": {"kl": facts["kl_after"],
         "loss": facts["loss_after"]}, "held_out": held, "judged_tokens": facts["judged_tokens"],
-        "vocabulary": facts.get("vocabulary"), "bits": trained.get("bits"),
+        "vocabulary": facts.get("vocabulary"), "objective": data["distill"]["objective"],
+        "bits": trained.get("bits") or whole_bits(recipe, root, stages, name),
         "tasks": answered(root, arguments) if steps and arguments.data else {}, "threads": arguments.threads,
         "base_model": Path(arguments.model).name, "versions": record.versions("edgeslm", "torch", "transformers"),
     }  # fmt: skip
+
+
+def whole_bits(recipe: Any, root: Path, stages: dict[str, str], name: str) -> Row | None:
+    """Bits per byte of the control, whose vocabulary is whole, once it is trained."""
+    if name != "whole" or "distill" not in stages:
+        return None
+    from benchmarks.methods import from_frozen
+    from edgeslm.pipeline.stage import Context
+    from edgeslm.pipeline.vocabulary import measured
+    from edgeslm.progress import Progress
+    from edgeslm.quantize.frozen import Frozen
+
+    context = Context(recipe, Path.cwd(), root, Progress(quiet=True))
+    return measured(context, from_frozen(Frozen.load(root / stages["distill"] / "frozen")).to(context.compute.device))
 
 
 def told(student: Row) -> Row:

@@ -115,9 +115,18 @@ def vocabulary(records: list[Row]) -> Row:
     return {
         "vocabulary_removed": 1 - told["kept"] / told["of"],
         "vocabulary_bits_per_byte_ratio": bits(best) / told["whole_teacher"]["bits_per_byte"],
+        "vocabulary_bits_per_byte_over_whole_trained": over_control(records, best),
         "vocabulary_tokens_per_byte_ratio": spelled["tokens_per_byte"] / told["whole_teacher"]["tokens_per_byte"],
         "vocabulary_trained_tokens": best["tokens"],
     }
+
+
+def over_control(records: list[Row], best: Row) -> float | None:
+    """Bits per byte over those of the whole teacher trained on the same by the same; None where that is missing."""
+    alike = ("base", "tokens", "lr", "seed")
+    whole = [r for r in records if r["kind"] == "row" and r["row"] == "whole" and r["bits"]]
+    whole = [r for r in whole if all(r[key] == best.get(key) for key in alike)]
+    return bits(best) / bits(whole[-1]) if whole and best["bits"] else None
 
 
 def bits(row: Row) -> float:
@@ -142,7 +151,7 @@ def rows_table(records: list[Row]) -> list[str]:
     made = ["| teacher | cut | parameters | tokens trained | KL, nats/token | perplexity | bits/byte | tasks |"]
     made.append("|---|---|---|---|---|---|---|---|")
     for r in latest.values():
-        spelled = f"{bits(r):.4f}" if r["vocabulary"] else "–"
+        spelled = f"{bits(r):.4f}" if r["vocabulary"] or r["bits"] else "–"
         tasks = ", ".join(f"{name} {t['student']:.2f}/{t['teacher']:.2f}" for name, t in r["tasks"].items()) or "–"
         size = f"{r['parameters'] / 1e6:.1f} M"
         made.append(

@@ -16,13 +16,15 @@ class VocabularyPart(Part):
     """The ids that text uses, seen `min_count` times or more, the commonest `keep` of them; every byte, every special
     token, and what their merges are made of stay in any case, so that all text can be written. Text is that of
     `data.sources` and more `text` files. Teacher and student both read the text in the tokens that are left. What the
-    teacher gives to `removed` ids is shared out among the others as its own probabilities are (`renormalise`), or goes
-    to the `first_piece` that a removed token is now written with."""
+    teacher gives to `removed` ids goes to the `first_piece` that such a token is now written with, or is shared out
+    among the others as its own probabilities are (`renormalise`): then a student that has lost nothing else begins as
+    its teacher and learns nothing from it. How a word goes on that is new in pieces only the text says: give the
+    objective some cross_entropy."""
 
     keep: Positive | None = None
     min_count: Annotated[int, Field(ge=0)] = 1
     text: tuple[str, ...] = ()
-    removed: Literal["renormalise", "first_piece"] = "renormalise"
+    removed: Literal["renormalise", "first_piece"] = "first_piece"
 
 
 class AnyStudent(Part):
