@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,10 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     assert ranks_of_recipes.together() == [5]
     monkeypatch.delenv("WORLD_SIZE")
     assert ranks_of_recipes.first(recipes.load(path)) and ranks_of_recipes.together() == []
+
+
+def test_the_first_process_says_what_is_wrong_and_the_others_only_that_it_stopped(tmp_path):
+    path = tiny.recipe(tmp_path)
+    done = torchrun("-m", "edgeslm", "run", path, "distill.objective=[{loss: hiden}]", "--runs", tmp_path / "runs")
+    assert done.returncode != 0 and "unknown loss 'hiden'" in done.stderr
+    assert "Error" not in re.sub("ChildFailedError", "", done.stderr), done.stderr

@@ -15,9 +15,11 @@ from torch import nn
 from edgeslm import recipe as recipes
 from edgeslm.errors import ModelError, RecipeError
 from edgeslm.formats import FORMATS
-from edgeslm.parallel.shards import _ends_inside
+from edgeslm.parallel.shards import ends_inside
 from edgeslm.pipeline import ranks as ranks_of_recipes
+from edgeslm.pipeline.check import check
 from edgeslm.pipeline.run import run
+from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.quantize.frozen import Frozen
 from edgeslm.quantize.masters import Master
@@ -78,7 +80,7 @@ def test_a_process_without_rows_of_a_tensor_has_nothing_to_round(name):
     [({}, False), ({3: {"hidden", "query"}}, False), ({2: {"hidden"}, 3: {"attention"}}, True), ({2: {"key"}}, True)],
 )
 def test_layers_whose_inside_alone_is_compared_stay_gathered(wants, inside):
-    assert _ends_inside({layer: frozenset(fields) for layer, fields in wants.items()}) == inside
+    assert ends_inside({layer: frozenset(fields) for layer, fields in wants.items()}) == inside
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
@@ -89,7 +91,10 @@ def test_what_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="with fsdp2 no process has them"):
         recipes.load(path, [shared, "distill.scheme={kind: codistill}"])
     with pytest.raises(ModelError, match="inside the first layer"):
-        _ends_inside({1: frozenset({"query"})})
+        ends_inside({1: frozenset({"query"})})
+    first = recipes.load(path, [shared, "distill.objective=[{loss: minilm, layers: [[1, 1]]}]"])
+    found = check(Context(first, tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True)))
+    assert len(found.problems) == 1 and "inside the first layer" in found.problems[0]
     monkeypatch.setenv("WORLD_SIZE", "2")
     rows = ["distill.objective=[{loss: rkd_distance}]", "distill.train.micro_rows=4"]
     with pytest.raises(RecipeError, match="would not make the same passes"):

@@ -39,7 +39,7 @@ class Shards:
         """Cuts a student in float32, whose weights are gathered in `dtype`, and its masters. `wants`: what each
         objective without a term on the output reads of the student's layers. Raises ModelError."""
         self.ranks, self.dtype, self.mould = ranks, dtype, _without_weights(model)
-        spread(model, dtype, let_go=not any(_ends_inside(some) for some in wants))
+        spread(model, dtype, let_go=not any(ends_inside(some) for some in wants))
         _spread_masters(masters, dict(model.named_parameters()), ranks)
         masters.before_writing = lambda: release(model)
 
@@ -119,7 +119,7 @@ def _final_states(model: Any, ids: Tensor, **more: Any) -> Tensor:
     return model.base_model(input_ids=ids, **{"use_cache": False, **more}).last_hidden_state
 
 
-def _ends_inside(wants: Wants) -> bool:
+def ends_inside(wants: Wants) -> bool:
     """Whether nothing is asked of the output of the last layer that is read, only of what is inside it: its weights are
     then not gathered again for the backward pass, which begins there. Raises ModelError."""
     last = max(wants, default=0)

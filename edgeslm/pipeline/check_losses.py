@@ -15,6 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from edgeslm.errors import RecipeError
 from edgeslm.pipeline import check_groups
+from edgeslm.pipeline.processes import can_be_cut
+from edgeslm.pipeline.ranks import cut
 from edgeslm.recipe import Recipe
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)  # true is no number, and "2" neither
@@ -167,6 +169,8 @@ def layers(recipe: Recipe, student: Mapping[str, Any], teachers: Sequence[Mappin
     elif scheme.kind == "blockwise" and isinstance(LOSSES.get(scheme.loss), Feature):
         block = {"loss": scheme.loss, "layers": ((1, 1),)}
         found.attempt(partial(_tried, block, "distill.scheme.loss", own, theirs, found))
+    if cut(recipe) and not found.problems:
+        found.attempt(partial(can_be_cut, recipe, own, theirs))
 
 
 def sizes(config: Mapping[str, Any]) -> Any:

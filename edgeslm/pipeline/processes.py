@@ -10,6 +10,7 @@ from typing import Any
 from edgeslm.pipeline.prepare import student_model
 from edgeslm.pipeline.ranks import cut
 from edgeslm.pipeline.stage import Context, read_json, write_json
+from edgeslm.recipe import Recipe
 
 
 def engine_of(context: Context, student: Any, masters: Any, objectives: Sequence[Any]) -> Any:
@@ -28,6 +29,24 @@ def engine_of(context: Context, student: Any, masters: Any, objectives: Sequence
 
     wants = [objective.wants for objective in objectives if not objective.responses]
     return Shards(student, masters, context.compute.dtype, wants, ranks)
+
+
+def can_be_cut(recipe: Recipe, student: Any, teachers: Sequence[Any]) -> None:
+    """Whether a student can be trained in parts on the recipe's objectives, for models of these (layers, sizes). Raises
+    ModelError."""
+    import torch
+
+    from edgeslm.parallel.shards import ends_inside
+    from edgeslm.schemes import blockwise
+    from edgeslm.schemes.objective import Objective
+
+    given: list[Any] = [[term.model_dump() for term in recipe.distill.objective]]
+    if recipe.distill.scheme.kind == "blockwise":
+        given += blockwise.terms(recipe.distill.scheme, student[0], teachers[0][0])
+    for terms in given:
+        made = Objective.build(terms).bound(student, teachers, 1, torch.Generator())
+        if not made.responses:
+            ends_inside(made.wants)
 
 
 def weight_type(context: Context) -> Any:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgeslm.errors import RecipeError
+from edgeslm.errors import EdgeSLMError, RecipeError
 from edgeslm.pipeline.stage import Context, Stage, place
 from edgeslm.recipe import Recipe
 
@@ -106,15 +106,27 @@ def leading(context: Context, stage: Stage) -> Iterator[None]:
         parallel.leave()
 
 
+@contextmanager
+def _as_long_as_the_first() -> Iterator[None]:
+    """Around waiting for the first process. Raises EdgeSLMError where that one has stopped: it says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EdgeSLMError("the first process has stopped; what it said is the reason") from error
+
+
 def follow(context: Context, stages: tuple[Stage, ...], until: str | None) -> Path:
     """What every process but the first does: it waits for stages, and trains with the first."""
     from edgeslm import parallel
 
     ranks = parallel.join()
     for stage in stages:
-        if stage.name == TOGETHER and ranks.told(None):
+        with _as_long_as_the_first():
+            mine = stage.name == TOGETHER and ranks.told(None)
+        if mine:
             stage.run(context, place(stage, context))
-        ranks.wait()
+        with _as_long_as_the_first():
+            ranks.wait()
         if stage.name in (TOGETHER, until):
             break
         context.folders[stage.name] = place(stage, context)
