@@ -142,6 +142,22 @@ def test_a_process_asks_for_the_recorded_targets_of_its_own_rows_alone(monkeypat
     assert asked == [2, 9, 30] and summed
 
 
+def test_one_process_reads_whole_shards_of_recorded_targets_the_others_their_rows(tmp_path, monkeypatch):
+    from test_scheme_kinds import _recorded, rows
+
+    from edgeslm.teachers import recorded
+
+    _recorded(tmp_path / "training")
+
+    def read(path: Path) -> str:
+        raise AssertionError("read as a whole")
+
+    monkeypatch.setattr(recorded, "file_sha256", read)
+    with pytest.raises(AssertionError, match="read as a whole"):
+        recorded.RecordedTeacher(tmp_path / "targets", rows(), range(24))
+    assert len(recorded.RecordedTeacher(tmp_path / "targets", rows(), range(24), digests=False).place) == 24
+
+
 def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "5")
     path = tiny.recipe(tmp_path)

@@ -161,10 +161,12 @@ def _base(context: Context) -> Any:
 
 
 def _recorded(context: Context, rows: Any, order: Any) -> Any:
+    from edgeslm import parallel
     from edgeslm.pipeline.record import targets_folder
     from edgeslm.teachers.recorded import RecordedTeacher
 
-    return RecordedTeacher(targets_folder(context), rows, [int(i) for i in order])
+    first = parallel.join().first
+    return RecordedTeacher(targets_folder(context), rows, [int(i) for i in order], digests=first)
 
 
 def _kept_points(context: Context, student: Any, folder: Path) -> dict[int, Any]:
