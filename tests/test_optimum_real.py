@@ -179,7 +179,8 @@ def expected(run: Path) -> list[dict[str, Any]]:
 PAGE = """<!doctype html><script type="module">
 import {AutoModelForCausalLM, AutoTokenizer, env} from "./npm/@huggingface/transformers/dist/transformers.min.js";
 Object.assign(env, {allowRemoteModels: false, allowLocalModels: true, localModelPath: "/", useBrowserCache: false});
-env.backends.onnx.wasm.wasmPaths = "/npm/onnxruntime-web/dist/";
+const plain = "/npm/onnxruntime-web/dist/ort-wasm-simd-threaded"; // its own choice lacks the lookup's kernel on a CPU
+env.backends.onnx.wasm.wasmPaths = {mjs: `${plain}.mjs`, wasm: `${plain}.wasm`};
 let said;
 try {
   const tokenizer = await AutoTokenizer.from_pretrained("model");

@@ -62,7 +62,9 @@ def files_note(config: Mapping[str, Any]) -> str:
     told = (
         "`onnx/model.onnx` with `onnx/model.onnx_data` is a graph of optimum's exporter that holds the trained codes; "
         "it computes in float32, and that is all its name says. `ORTModelForCausalLM.from_pretrained(FOLDER)` and "
-        "transformers.js's `pipeline('text-generation', FOLDER)` find it there."
+        "transformers.js's `pipeline('text-generation', FOLDER)` find it there. In a browser without WebGPU let "
+        "`env.backends.onnx.wasm.wasmPaths` name `ort-wasm-simd-threaded.mjs` and `.wasm` of onnxruntime-web: what "
+        "transformers.js 4.3 takes by itself has no lookup in a low-bit table on the CPU."
     )
     reason = not_for_ort(config)
     return told + (f" `ORTModelForCausalLM` of optimum-onnx 0.1.0 cannot run it: {reason}." if reason else "")
