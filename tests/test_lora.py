@@ -348,7 +348,9 @@ def test_check_counts_what_is_trained_and_refuses_what_cannot_be(recipe, tmp_pat
         return check(Context(loaded, recipe, tmp_path, Progress(quiet=True)))
 
     plan = dict(found().plan)
-    assert plan["sft: LoRA"].startswith("rank 4 on 9 matrices: 4") and "weights are trained" in plan["sft: LoRA"]
+    assert plan["sft: LoRA"].startswith("rank 4 on 9 matrices: 4") and "frozen weights" in plan["sft: LoRA"]
+    more = dict(found("sft.lora=null").plan)
+    assert "sft: LoRA" not in more and more["sft: memory (an estimate)"] != plan["sft: memory (an estimate)"]
     (problem,) = found("sft.lora.targets=[q, w]").problems
     assert "no linear layer is called 'w'; there are down_proj, gate_proj" in problem
     monkeypatch.setattr(lora, "installed", lambda: False)

@@ -4,12 +4,13 @@ with what it will do and cost."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from edgeslm import cost, units
+from edgeslm import cost, training_memory, units
 from edgeslm.errors import RecipeError
-from edgeslm.pipeline import check_text, lora
+from edgeslm.pipeline import check_memory, check_text, lora
 from edgeslm.pipeline.prepare import marked
 from edgeslm.pipeline.sft import rows_of, sources
 from edgeslm.pipeline.stage import Context
@@ -38,8 +39,8 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
         return
     given = sources(context)
     text = found.attempt(partial(_text, context, given, student.get("max_position_embeddings")))
-    parameters = found.attempt(partial(_adapters, part.lora, student)) if part.lora else ""
-    if text is None or parameters is None or found.problems:
+    adapters = found.attempt(partial(_adapters, part.lora, student)) if part.lora else (0, 0)
+    if text is None or adapters is None or found.problems:
         return
     from edgeslm import compute
     from edgeslm.pipeline.check import TYPICAL_SHARE
@@ -50,7 +51,8 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     found.plan += [
         ("sft: before distillation", f"{part.steps} steps of {part.batch_tokens} tokens, loss on answers alone"),
         ("sft: dialogues", text),
-        *([("sft: LoRA", parameters)] if parameters else []),
+        *([("sft: LoRA", _told(part.lora, *adapters, cost.counts(student).total))] if part.lora else []),
+        ("sft: memory (an estimate)", units.byte_count(_memory(context, part, student, adapters[1]))),
         ("sft: time", f"about {units.seconds(tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
     ]
 
@@ -62,7 +64,8 @@ def _text(context: Context, given: list[Any], most: int | None) -> str:
         if source.kind == "chat":
             chat.append(marked(context, source, index))
         else:
-            check_text.prompts(context, source, f"sft.sources.{index}.max_new", most)
+            if context.recipe.sft and context.recipe.sft.sources:  # those of data are looked at there
+                check_text.prompts(context, source, f"sft.sources.{index}.max_new", most)
             told.append(f"{source.rows} texts that the teacher writes")
     length = context.recipe.data.sequence
     longer = sum(len(d.ids) > length for some in chat for d in some)
@@ -77,13 +80,26 @@ def _text(context: Context, given: list[Any], most: int | None) -> str:
     return "; ".join(told)
 
 
-def _adapters(part: Any, student: Mapping[str, Any]) -> str:
-    """Raises RecipeError where peft is missing, or a target."""
+def _adapters(part: Any, student: Mapping[str, Any]) -> tuple[int, int]:
+    """(matrices, weights) of the adapters. Raises RecipeError where peft is missing, or a target."""
     from edgeslm.models.shapes import parameter_shapes
 
     if not lora.installed():
         raise RecipeError([lora.INSTALL])
-    shapes = parameter_shapes(student)
-    matrices, count = lora.parameters(part, shapes)
-    whole = cost.counts(student).total
-    return f"rank {part.rank} on {matrices} matrices: {units.count(count)} of {units.count(whole)} weights are trained"
+    return lora.parameters(part, parameter_shapes(student))
+
+
+def _told(part: Any, matrices: int, adapters: int, whole: int) -> str:
+    return (
+        f"rank {part.rank} on {matrices} matrices: {units.count(adapters)} beside {units.count(whole)} frozen weights"
+    )
+
+
+def _memory(context: Context, part: Any, student: Mapping[str, Any], adapters: int) -> float:
+    """Bytes of a step. Beside adapters the student has neither masters nor moments nor gradients."""
+    batch_rows = part.batch_tokens // context.recipe.data.sequence
+    rows = min(part.micro_rows, batch_rows)
+    elsewhere = bool(adapters)  # or, here, nowhere
+    step = replace(check_memory.step_of(context), rows=rows, batches=-(-batch_rows // rows), offload=elsewhere)
+    own = (training_memory.FLOAT * 2 + training_memory.ADAM_MOMENTS * training_memory.FLOAT) * adapters
+    return own + sum(training_memory.parts(student, None, step).values())
