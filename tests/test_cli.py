@@ -66,6 +66,7 @@ def test_every_command_has_help():
         "eval",
         "bench",
         "learned",
+        "serve",
         "report",
         "chat",
         "doctor",

@@ -327,6 +327,8 @@ def test_a_checkpoint_says_what_it_is_and_old_ones_go(tmp_path):
     for at in (1, 2, 3, 10):
         mark = exchange.publish(tmp_path, Mark(0, at, at * 4, "r", ""), tensors, keep=2)
     assert exchange.steps_of(tmp_path, 0) == [10, 3] and exchange.steps_of(tmp_path, 1) == []
+    (tmp_path / "plain").touch()
+    assert exchange.path_of(tmp_path, 0, 10).stat().st_mode == (tmp_path / "plain").stat().st_mode
     found, back = exchange.read(exchange.path_of(tmp_path, 0, 10))
     assert found == mark == Mark(0, 10, 40, "r", exchange.digest(tensors))
     assert all(torch.equal(back[n], v) and back[n].dtype == v.dtype for n, v in tensors.items())
@@ -397,3 +399,4 @@ def test_the_report_charts_how_old_was_what_taught(tmp_path):
     page, text = files.html.read_text(), files.markdown.read_text()
     assert "Age of what peers taught" in page and "group 0 from group 1" in page and "5 steps old" in page
     assert "| group 0 from group 1 | 6 | 1 | 2.5 | 5 | 2 |" in text and "is half a file" in text
+    assert "Peers taught in 6 of the 6 steps that follow the burn-in." in text

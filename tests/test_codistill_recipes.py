@@ -174,7 +174,9 @@ def test_check_says_what_groups_tell_each_other(folder, tmp_path):
         assert not found.problems
         return dict(found.plan)
 
-    assert plan("{kind: weights}")["codistillation"].endswith("from each group, every 1 steps")
+    weights = plan("{kind: weights}")
+    assert weights["codistillation"] == "a checkpoint of 444.2 kB from each group, every 1 steps"
+    assert weights["codistillation, for its peers"] == "444.2 kB more memory in each group"
     shared = plan(SHARED)["codistillation"]
     assert "on 40 shared rows from each group, 34 bytes a token, 42.5 kB every 1 steps" in shared
     assert "34 bytes a token, 4.2 kB a peer and step" in plan(SERVED)["codistillation"]

@@ -56,7 +56,12 @@ def lines(context: Context, student: Mapping[str, Any], parameters: int) -> list
     share, every = scheme.share, scheme.exchange_every
     checkpoint = units.byte_count(parameters * context.compute.dtype.itemsize)
     if share.kind == "weights":
-        return [("codistillation", f"a checkpoint of {checkpoint} from each group, every {every} steps")]
+        peers = scheme.groups - 1 if scheme.learn_from == "all" else scheme.learn_from
+        held = units.byte_count(peers * parameters * context.compute.dtype.itemsize)
+        return [
+            ("codistillation", f"a checkpoint of {checkpoint} from each group, every {every} steps"),
+            ("codistillation, for its peers", f"{held} more memory in each group"),
+        ]
     token, predictions = bytes_per_token(share.k, 0, student["vocab_size"]), recipe.data.sequence - 1
     if share.kind == "predictions":
         size = units.byte_count(share.rows * (predictions * token + 8))

@@ -20,7 +20,7 @@ def peers(run: Run) -> Section | None:
     steps = [s for s in run.steps if "peer_weight" in s]
     if not steps:
         return None
-    blocks: list[Block] = [_ages(steps), *_problems(steps)]
+    blocks: list[Block] = [_ages(steps), _taught(steps), *_problems(steps)]
     return Section("peers", "What copies learned from each other", blocks)
 
 
@@ -58,6 +58,14 @@ def _ages(steps: Sequence[dict[str, Any]]) -> Chart | Note:
     table = Table("Peers", columns, tuple(rows), frozenset({1, 2, 3, 4, 5}))
     svg = lines("peers", "Age of what peers taught", drawn, "step", "steps behind")
     return Chart("Age of what peers taught", svg, table, tuple(legend), "0: as old as the copy itself")
+
+
+def _taught(steps: Sequence[dict[str, Any]]) -> Note:
+    """In which of the steps that were to learn from peers anybody taught: a server may have been out of reach, and
+    predictions teach where shared rows are read."""
+    wanted = [step for step in steps if step["peer_weight"]]
+    found = sum(bool(step.get("used")) for step in wanted)
+    return Note(f"Peers taught in {found} of the {len(wanted)} steps that follow the burn-in.")
 
 
 def _problems(steps: Sequence[dict[str, Any]]) -> list[Block]:

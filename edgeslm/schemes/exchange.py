@@ -77,7 +77,10 @@ def publish(folder: Path, mark: Mark, tensors: Mapping[str, Tensor], keep: int) 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(flat, part, metadata=_header(mark))
+        part.chmod(mode)  # the library lets nobody else read it, and peers may be other users
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
