@@ -23,7 +23,8 @@ from edgeslm.pipeline import ranks as ranks_of_recipes
 from edgeslm.quantize.frozen import Frozen
 
 HERE = Path(__file__).parent
-SCHEMES = ["offline, features", "online, leader", "self, average", "blockwise", "codistill", "online, writing"]
+SCHEMES = ["offline, features", "online, leader", "self, average", "blockwise", "online, writing"]
+SCHEMES += ["codistill", "codistill, predictions"]
 QUICK = (
     "distill.train.steps=4", "data.sources=[{kind: text, paths: [learn.txt]}]", "benchmark=null", "quantize.start=0.5",
     "student={kind: depth, layers: 3, importance_tokens: 64}", "evaluate.prompts=[]",

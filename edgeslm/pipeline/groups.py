@@ -153,7 +153,7 @@ def common_hash(context: Context, rows: Any) -> str:
     import yaml
 
     told = yaml.safe_load(context.recipe.training_yaml())
-    own = [(told, ("name", "device")), (told["teacher"], ("model", "tokenizer"))]
+    own: list[tuple[Any, tuple[str, ...]]] = [(told, ("name", "device")), (told["teacher"], ("model", "tokenizer"))]
     own += [(told["distill"]["scheme"], ("group", "folder"))]
     own += [(told["distill"]["scheme"].get("share", {}), ("address", "timeout_s"))]
     tuned = told.get("sft") or {}
