@@ -222,10 +222,32 @@ def test_licences_are_those_of_the_teacher():
     assert terms_of("Qwen/Qwen2.5-3B-Instruct").id == "qwen-research"
     llama = terms_of("meta-llama/Llama-3.2-1B")
     assert llama.title("quick") == "Llama-quick" and llama.title("Llama-3.2-mini") == "Llama-3.2-mini"
+    first = terms_of("meta-llama/Meta-Llama-3-8B")
+    assert first.title("quick") == "Llama 3-quick" and first.credit == "Built with Meta Llama 3"
+    assert first.notice.startswith("Meta Llama 3 is licensed under the Meta Llama 3 Community License, ")
     assert terms_of("somebody/unheard-of").id == "unknown"
     assert terms_of("somebody/unheard-of", "MIT").name == "MIT License"
     assert terms_of("HuggingFaceTB/SmolLM2", "cc-by-4.0").id == "cc-by-4.0", "what a file states comes first"
     assert len({pattern for pattern, _ in FAMILIES}) == len(FAMILIES)
+
+
+def test_a_teachers_terms_come_with_every_destination(run: Path, tmp_path: Path):
+    """Name, credit and notice that Llama's licence asks for, wherever the student goes."""
+    frozen = Frozen.load(run / "distill-1" / "frozen")
+    artifact = EXPORTERS["gguf"](frozen, tmp_path / "student.gguf")
+    origin = bundle.Origin("meta-llama/Llama-3.2-1B-Instruct")
+    notice = "Llama 3.2 is licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc."
+    manifest = bundle.write(artifact, frozen, origin, tmp_path / "bundle")
+    assert manifest["name"] == "Llama-small" and manifest["licence"]["credit"] == "Built with Llama"
+    for to in ("ollama", "hub-folder"):
+        destinations.write(to, artifact, frozen, origin, tmp_path / to)
+    cards = [tmp_path / "bundle/MODEL_CARD.md", tmp_path / "hub-folder/README.md"]
+    for card in (path.read_text(encoding="utf-8") for path in cards):
+        assert "# Llama-small" in card and "Built with Llama." in card and "license: llama3.2" in card
+    licences = [tmp_path / f"{place}/LICENCE.md" for place in ("bundle", "ollama", "hub-folder")]
+    for text in (path.read_text(encoding="utf-8") for path in [*licences, tmp_path / "ollama/Modelfile"]):
+        assert notice in text and "Built with Llama" in text and "begin with “Llama”" in text
+    assert (tmp_path / "hub-folder/Llama-small-f16.gguf").is_file()
 
 
 def test_an_unknown_licence_is_called_unknown(run: Path, tmp_path: Path):

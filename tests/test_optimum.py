@@ -1,4 +1,5 @@
-"""Students in optimum's layout, on graphs that its exporter left in graphs/ (weights taken out); proofs make them anew.
+"""Students in optimum's layout, on graphs that its exporter left in graphs/, weights taken out (optimum-onnx 0.1.0,
+transformers 4.57.6, torch 2.13.0); proofs make them anew.
 
 Oracles: transformers holding the decoded weights, onnxruntime, and, as proofs, `ORTModelForCausalLM` in optimum's own
 environment and transformers.js in Node.

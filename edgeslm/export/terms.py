@@ -15,13 +15,14 @@ from importlib.resources import files
 @dataclass(frozen=True)
 class Terms:
     """`id` as model hubs spell it. `prefix` is what the name of a derived model must begin with; `credit` a line that
-    must be shown with it."""
+    must be shown with it; `notice` a line that every copy must come with."""
 
     id: str
     name: str
     url: str = ""
     prefix: str = ""
     credit: str = ""
+    notice: str = ""
 
     def title(self, name: str) -> str:
         """The model's name as the terms want it."""
@@ -48,7 +49,11 @@ UNKNOWN = Terms("unknown", "unknown: nothing here says it")
 
 def _llama(version: str) -> Terms:
     url = f"https://www.llama.com/llama{version.replace('.', '_')}/license"
-    return Terms(f"llama{version}", LLAMA.format(version), url, prefix="Llama", credit="Built with Llama")
+    # the first of these licences asks for its number in names and for its maker in what is shown
+    maker, own = ("Meta ", "Llama 3") if version == "3" else ("", "Llama")
+    name = maker + LLAMA.format(version)
+    notice = f"{maker}Llama {version} is licensed under the {name}, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    return Terms(f"llama{version}", name, url, own, f"Built with {maker}{own}", notice)
 
 
 FAMILIES: tuple[tuple[str, Terms], ...] = (
@@ -90,6 +95,7 @@ def text(terms: Terms, base_model: str) -> str:
         lines += ["", terms.url] if terms.url else []
         lines += ["", f"Shown with it: “{terms.credit}”."] if terms.credit else []
         lines += ["", f"Names of models derived from it begin with “{terms.prefix}”."] if terms.prefix else []
+        lines += ["", f"Notice: {terms.notice}"] if terms.notice else []
         if terms.id == "apache-2.0":
             lines += ["", files("edgeslm").joinpath("assets/licences/apache-2.0.txt").read_text(encoding="utf-8")]
     return "\n".join(lines).rstrip() + "\n"
