@@ -52,7 +52,9 @@ def _llama(version: str) -> Terms:
     # the first of these licences asks for its number in names and for its maker in what is shown
     maker, own = ("Meta ", "Llama 3") if version == "3" else ("", "Llama")
     name = maker + LLAMA.format(version)
-    notice = f"{maker}Llama {version} is licensed under the {name}, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    notice = (
+        f"{maker}Llama {version} is licensed under the {name}, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    )
     return Terms(f"llama{version}", name, url, own, f"Built with {maker}{own}", notice)
 
 
