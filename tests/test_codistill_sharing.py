@@ -494,3 +494,24 @@ def test_peers_and_a_teacher_stand_side_by_side(tmp_path):
     assert set(log[3]["terms"]) == {"forward_kl", "forward_kl.2"} and log[3]["terms"]["forward_kl.2"] > 0
     assert TEXT["loss"] not in log[3]["terms"]
     assert Exchange(tmp_path, "r", (0,)).servers == ()
+
+
+def test_ranks_of_a_group_hear_what_the_first_is_told(tmp_path, quick):
+    """Two ranks end as one process does, up to sums of other parts."""
+    import json
+
+    from test_ranks import HERE, torchrun
+
+    written(tmp_path / "x", 1, 2)
+    with PeerServer(("127.0.0.1", 0), desk(tmp_path / "x", k=9)) as server:
+        until(lambda: 1 in server.desk.marks)
+        address = server.server_address
+        done = torchrun(HERE / "served_ranks_worker.py", tmp_path / "many", *address)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (alone,) = train((0,), tmp_path / "one", tmp_path / "x", served(k=9), servers=[address] * 2)
+    found = json.loads((tmp_path / "many" / "weights.json").read_text())
+    assert found["same"] and [bool(line["used"]) for line in lines(tmp_path / "many")] == [i >= 2 for i in range(STEPS)]
+    for master in alone.masters.items:
+        torch.testing.assert_close(
+            master.value.detach(), torch.tensor(found["weights"][master.name]), rtol=1e-3, atol=2e-5
+        )
