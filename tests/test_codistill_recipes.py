@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from edgeslm import recipe as recipes
+from edgeslm.cli import eval as cli_eval
 from edgeslm.errors import DataError, RecipeError
 from edgeslm.pipeline.check import check
 from edgeslm.pipeline.groups import SERVERS, VARIABLE, common_hash, served, servers
@@ -80,6 +81,16 @@ def test_predictions_on_shared_rows_ship_an_exact_student(folder, tmp_path):
     (student, _) = json.loads((found["export"] / "exact.json").read_text())
     assert student["exact"] == student["tensors"] >= 20
     assert not list(found["distill"].glob("checkpoint*"))
+    pytest.importorskip("llama_cpp")
+    # `edgeslm eval --churn` sets the float teacher beside the student on its grid, as two files or as a run
+    text = (str(folder / "judge.txt"),)
+    options = cli_eval.Options(text=text, context=32, windows=2, churn=True, threads=1, keep=False)
+    for asked in ([found["export"] / "teacher-f32.gguf", found["export"] / "student.gguf"], [tmp_path / "shared"]):
+        document = cli_eval.evaluate([str(path) for path in asked], None, options, Progress(quiet=True))
+        (row,), one = document["churn"], document["students"][0]
+        (kl,) = [m["values"][0] for m in document["measurements"] if m["metric"] == "kl"]
+        assert row["text"]["kl"] == pytest.approx(kl) and kl > 0 and one["grid"] != "f32" and not document["problems"]
+        assert row["text"]["tokens"] > 20 and 0 <= row["text"]["top1_changes"] <= 1
 
 
 def test_groups_that_share_predictions_meet_beside_their_run_folders(folder, tmp_path, monkeypatch):
