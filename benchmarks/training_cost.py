@@ -191,7 +191,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compiled", type=shapes, default=["20M"], help="sizes that are compiled too")
     parser.add_argument("--joined", type=shapes, default=["20M", "60M"], help="sizes that several processes train too")
     parser.add_argument("--ranks", default="1,2")
-    parser.add_argument("--parallel", default="ddp", help=f"of {', '.join(grid.PARALLEL)}")
+    parser.add_argument("--parallel", default="ddp,fsdp2", help=f"of {', '.join(grid.PARALLEL)}")
     parser.add_argument("--backend", default="", help=f"of {', '.join(grid.BACKENDS)}; the device's by default")
     parser.add_argument("--rows", type=int, default=8, help="of a batch")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")

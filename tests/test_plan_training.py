@@ -23,7 +23,8 @@ from edgeslm.measurement import Measurement, Where
 from edgeslm.models.arch.base import plain
 from edgeslm.progress import Progress
 from edgeslm.statistics import ratio
-from edgeslm.training_cost import figures, fit, grid, launch, page, prices, study, worker
+from edgeslm.training_cost import figures, fit, grid, launch, of_recipe, page, prices, study, worker
+from edgeslm.training_cost import prepare as prepared
 from edgeslm.training_cost.choose import Candidate, choose, sentence
 from edgeslm.training_cost.grid import Asked, Point
 from edgeslm.training_cost.machine import Here
@@ -295,6 +296,14 @@ def test_rounds_go_over_all_points_in_another_order_and_a_stop_loses_nothing(rea
         study.study(ready, points, How(3, 1), Store(tmp_path / "p.jsonl"), Progress(quiet=True), stopped)
 
 
+@pytest.mark.parametrize("load", [0.1, 99.0])
+def test_a_busy_machine_is_told(ready, tmp_path, monkeypatch, capsys, load):
+    monkeypatch.setattr(study, "load_average", lambda: load)
+    study.study(ready, [ready.own], HOW, Store(tmp_path / "p.jsonl"), Progress(), lambda job, ranks: result(1.0))
+    said = capsys.readouterr().err
+    assert "3 processes of 1 + 2 steps" in said and ("other programs are busy" in said) == (load > 1)
+
+
 def test_nothing_measured_is_an_error_with_reasons(ready, tmp_path):
     with pytest.raises(RuntimeFailure, match="sdpa, 2 rows at once: failed, it broke"):
         study.study(ready, [ready.own], HOW, Store(tmp_path / "p.jsonl"), Progress(quiet=True),
@@ -305,6 +314,36 @@ def test_nothing_measured_is_an_error_with_reasons(ready, tmp_path):
     compiled = replace(ready, here=replace(ready.here, compiler=False))
     (row,) = study.rows_of(compiled, [replace(ready.own, compile=True)])
     assert row.state == study.REFUSED and "C++ compiler" in row.why
+
+
+def test_what_a_recipe_refuses_of_a_point_is_told(ready):
+    def why(point: Point, *overrides: str) -> str:
+        loaded = recipes.load(ready.context.base / "tiny.yaml", [*QUICK, *overrides])
+        context = replace(ready.context, recipe=loaded)
+        (row,) = study.rows_of(replace(ready, context=context), [point])
+        assert row.state == study.REFUSED
+        return row.why
+
+    two = replace(ready.own, ranks=2, parallel="ddp", backend="gloo")
+    assert "distill.train.offload: is for one process" in why(two, "distill.train.offload=true")
+    assert "rows a step leave some of" in why(replace(two, ranks=5))
+    assert "set compile or recompute to false" in why(replace(ready.own, compile=True), "distill.train.recompute=true")
+
+
+def test_a_point_in_the_words_of_a_recipe(ready):
+    recipe, own = ready.context.recipe, ready.own
+    changed = Point("eager", 1, True, 2, "fsdp2", "gloo")
+    said = prepared.overrides(recipe, changed, own)
+    assert said[:3] == ["distill.train.attention=eager", "distill.train.micro_rows=1", "distill.train.compile=true"]
+    train = recipes.load(ready.context.base / "tiny.yaml", [*QUICK, *said]).distill.train
+    assert (train.attention, train.micro_rows, train.compile, train.parallel.kind) == ("eager", 1, True, "fsdp2")
+    assert prepared.overrides(recipe, own, own) == [] and prepared.offered(recipe, changed)
+    assert not prepared.offered(recipe, replace(own, attention="flash"))
+    shared = recipes.load(ready.context.base / "tiny.yaml", [*QUICK, "distill.train.parallel={kind: fsdp2}"])
+    assert prepared.overrides(shared, own, own) == ["distill.train.parallel.kind=ddp"]
+    assert of_recipe.begun(shared.model_dump(mode="json"), changed.to_json(), 3).distill.train.parallel.kind == "fsdp2"
+    flash = of_recipe.begun(recipe.model_dump(mode="json"), replace(own, attention="flash").to_json(), 3)
+    assert flash.distill.train.attention == "flash_attention_2" and flash.distill.train.parallel.kind == "ddp"
 
 
 def test_page_and_lines_say_the_same(ready, tmp_path):
@@ -342,9 +381,8 @@ def test_a_recipe_is_measured_by_its_own_training(ready, tmp_path):
     assert not list(tmp_path.glob("checkpoint*")) and found["peak_memory_bytes"][0] > 1 << 20
 
 
-@pytest.mark.parametrize("kind", grid.PARALLEL)
-def test_two_processes_measure_one_point(ready, kind):
-    point = replace(ready.own, ranks=2, parallel=kind, backend="gloo")
+def test_two_processes_measure_one_point(ready):
+    point = replace(ready.own, ranks=2, parallel="ddp", backend="gloo")  # fsdp2: test_training_cost
     found = launch.run(ready.job(point, 1, 1), 2, 120)
     assert found["state"] == MEASURED, found
     assert len(found["peak_memory_bytes"]) == 2 and len(found["seconds"]) == 1 and found["tokens_per_step"] == 128

@@ -13,11 +13,13 @@ from edgeslm.errors import RuntimeFailure
 from edgeslm.training_cost import figures, launch
 from edgeslm.training_cost.choose import Candidate, choose, sentence
 from edgeslm.training_cost.grid import Point
+from edgeslm.training_cost.machine import load_average
 from edgeslm.training_cost.prices import Price
 from edgeslm.training_cost.store import MEASURED, Store, key_of
 
 LEAST_REPEATS = 3  # fresh processes a point: fewer give an interval that says nothing
 START_S, COMPILE_S = 15.0, 45.0  # of a process before its first step, and of compilation: for the time that is told
+BUSY = 0.75  # of the cores at work before anything is measured
 TYPICAL_SHARE = 0.25  # as edgeslm.pipeline.check has it
 REFUSED, TOO_LARGE = "cannot run here", "does not fit (an estimate)"
 Run = Callable[[Mapping[str, Any], int], dict[str, Any]]
@@ -95,6 +97,10 @@ def study(
             f"measuring {len(left)} ways to train, {missing} processes of {how.warmups} + {how.steps} steps are left: "
             f"about {max(1, round(seconds / 60))} minutes (an estimate)"
         )
+        if (load := load_average()) is not None and load > BUSY * prepared.here.cores:
+            progress.say(
+                f"other programs are busy here (load {load:.1f}): it takes longer, and differences may drown"
+            )
     with progress.task("measure", missing, "processes") as bar:
         for number in range(how.repeats):
             for row in shuffled(left, how.seed, number):
