@@ -98,9 +98,7 @@ def study(
             f"about {max(1, round(seconds / 60))} minutes (an estimate)"
         )
         if (load := load_average()) is not None and load > BUSY * prepared.here.cores:
-            progress.say(
-                f"other programs are busy here (load {load:.1f}): it takes longer, and differences may drown"
-            )
+            progress.say(f"other programs are busy here (load {load:.1f}): it takes longer, and differences may drown")
     with progress.task("measure", missing, "processes") as bar:
         for number in range(how.repeats):
             for row in shuffled(left, how.seed, number):
