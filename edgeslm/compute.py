@@ -131,6 +131,15 @@ def matmul_flops(
     return 2.0 * rows * width * inner / best
 
 
+def memory_bytes(device: torch.device) -> float | None:
+    """Of the card, or of the machine; None where nobody tells."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return None
+
+
 def reset_peak_memory(compute: Compute) -> None:
     return_freed_memory()
     if compute.device.type == "cuda":

@@ -17,7 +17,7 @@ from edgeslm import recipe as recipes
 from edgeslm.cli.app import app
 from edgeslm.errors import RecipeError
 from edgeslm.models import source
-from edgeslm.pipeline import check_files, check_memory
+from edgeslm.pipeline import check_files
 from edgeslm.pipeline.check import check
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
@@ -73,7 +73,7 @@ def on_card(context: Context, monkeypatch: pytest.MonkeyPatch, size: float = CAR
     """As if this machine had a card of that size: nothing of a check computes on it but the product that it times."""
     context.__dict__["compute"] = compute.Compute(torch.device("cuda"), torch.bfloat16, 1)
     monkeypatch.setattr(compute, "matmul_flops", lambda *_, **__: 1e14)
-    monkeypatch.setattr(check_memory, "available_bytes", lambda _: size)
+    monkeypatch.setattr(compute, "memory_bytes", lambda _: size)
     return context
 
 
@@ -124,6 +124,15 @@ def test_a_student_of_1_5b_under_7b_has_a_plan_for_a_card_of_24_gb(
     fits = {label.strip() for label, value in plan.items() if label.startswith("  ") and value.endswith(", fits")}
     assert fits == {"all of these"}
     assert {f"  distill.train.{said}" for said in ("recompute: true", "micro_rows: 1", "offload: true")} <= set(plan)
+
+
+def test_float32_copies_go_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after training: on a card of 80 GB they stay, on one of 24 GB they are on the CPU."""
+    for size, where in ((80e9, "cuda"), (CARD, "cpu")):
+        context = on_card(context_of("qwen2.5-7b-1.5b", tmp_path), monkeypatch, size)
+        assert context.exact.compute.device.type == where and context.compute.device.type == "cuda"
+        assert context.exact.compute.dtype == torch.bfloat16 and context.exact.exact is context.exact
+        assert ("float32 copies, before and after" in plan_of(context)) == (where == "cpu")
 
 
 def test_offload_is_for_a_card_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,11 @@ than there is. Estimates from shapes (edgeslm.training_memory); nothing is run."
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from edgeslm import training_memory, units
-from edgeslm.pipeline.stage import Context
-
-SHARE = 0.9  # of the memory there is, for a step; the rest is the allocator's and the libraries'
+from edgeslm.pipeline.stage import SHARE, Context
 
 
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -22,6 +19,9 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     found = [("memory to train (an estimate)", _told(held))]
     if step.offload:
         found.append(("main memory beside it (an estimate)", _told(training_memory.optimiser(student))))
+    if context.exact is not context:
+        told = f"{units.byte_count(context.exact_bytes)} in main memory at most, the card has no room for them"
+        found.append(("float32 copies, before and after", told))
     if there is None:
         return found
     if needs <= SHARE * there:
@@ -80,11 +80,6 @@ def step_of(context: Context) -> training_memory.Step:
 
 def available_bytes(context: Context) -> float | None:
     """Of the card, or of the machine; None where nobody tells."""
-    import torch
+    from edgeslm import compute
 
-    device = context.compute.device
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
-    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return None
+    return compute.memory_bytes(context.compute.device)

@@ -21,11 +21,17 @@ def forward_kls(
 
     found = {}
     for dtype in dict.fromkeys((context.compute.dtype, torch.float32)):
+        trained = dtype == context.compute.dtype
+        here = context if trained else context.exact
         for name, parameter in student.named_parameters():
-            parameter.data = frozen.tensors[name].decode().to(context.compute.device, dtype)
-        teacher = judge if dtype == context.compute.dtype else context.load_teacher(dtype).model
+            parameter.data = frozen.tensors[name].decode().to(here.compute.device, dtype)
+        teacher = judge if trained else here.load_teacher(dtype).model
+        student.to(here.compute.device)  # buffers too
+        beside = None if base is None else base.to(here.compute.device)
         with uncompiled():
-            found[str(dtype).removeprefix("torch.")] = closeness(student, teacher, windows, base).kl
+            told = closeness(student, teacher, windows.to(here.compute.device), beside)
+        found[str(dtype).removeprefix("torch.")] = told.kl
+    student.to(context.compute.device)
     return found
 
 

@@ -164,10 +164,11 @@ def _student(context: Context, folder: Path) -> None:
 
     rows = Rows.load(context.folders["data"] / "rows.safetensors")
     generator = torch.Generator().manual_seed(context.recipe.seed)
-    ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
     # new weights are computed from the teacher's, which must not have been rounded to the type of training
     part, source, cut = context.recipe.student, origin_source(context), context.kept is not None
     exact = part.kind in ("width", "existing", "scratch") or source is not None or cut
+    context = context.exact if exact else context
+    ids = rows.ids[torch.randperm(len(rows), generator=generator)].long().to(context.compute.device)
     teacher = context.load_teacher(torch.float32 if exact else context.compute.dtype).model
     origin = context.load(source, torch.float32).model if source else teacher
     if part.kind == "existing":

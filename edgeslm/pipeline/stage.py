@@ -8,6 +8,7 @@ its own code along. `done.json` is written last and atomically: a folder with it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -58,6 +59,7 @@ WEIGHTS += tuple(
         "lora",
     )
 )
+SHARE = 0.9  # of a memory, that models and a step may take; the rest is the allocator's and the libraries'
 RUN = "run:"  # a teacher that an earlier run shipped: run:NAME
 
 
@@ -91,6 +93,29 @@ class Context:
 
         compute.keep_freed_memory()
         return compute.resolve(self.recipe.device, self.recipe.distill.train.precision, self.recipe.threads)
+
+    @cached_property
+    def exact(self) -> Context:
+        """Where models are held in float32, before and after training: here, or, where the card has no room for
+        teacher and student so, on the CPU. Decided by the card's size, so that it is the same every time."""
+        import torch
+
+        from edgeslm import compute
+
+        device = self.compute.device
+        there = compute.memory_bytes(device) if device.type == "cuda" else None
+        if there is None or self.exact_bytes <= SHARE * there:
+            return self
+        other = copy.copy(self)
+        other.compute = replace(self.compute, device=torch.device("cpu"))
+        return other
+
+    @property
+    def exact_bytes(self) -> float:
+        """Of teacher and student in float32, the student being as large as its teacher at most."""
+        from edgeslm.models.load import describe
+
+        return 2.0 * 4 * describe(self.source).parameters
 
     @property
     def threads(self) -> int:
