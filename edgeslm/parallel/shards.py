@@ -116,7 +116,8 @@ def _without_weights(model: nn.Module) -> nn.Module:
 
 def _final_states(model: Any, ids: Tensor, **more: Any) -> Tensor:
     """[B, T, D] of the model's own forward, and with it what is around the layers gathered."""
-    return model.base_model(input_ids=ids, **{"use_cache": False, **more}).last_hidden_state
+    states = model.base_model(input_ids=ids, **{"use_cache": False, **more}).last_hidden_state
+    return states.clone() if states._is_view() else states  # GPT-2's: fully_shard warns of views, which lose its hooks
 
 
 def ends_inside(wants: Wants) -> bool:
