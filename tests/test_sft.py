@@ -477,3 +477,9 @@ def test_packaged_dialogues_to_judge_by_are_none_to_train_on():
     assert len(judged) == 16
     assert not judged & (prompts("package:chat/dialogues.jsonl") | prompts("package:chat/seeds.jsonl"))
     assert len(dialogues(expand(["package:chat/judge.jsonl"], Path()), tiny.tokenizer())) == 16
+
+
+def test_a_student_that_got_worse_is_said_to(folder, tmp_path, capsys):
+    loaded = recipes.load(folder / "tiny.yaml", [SFT, *SHORT, "sft.lr=3.0", "sft.clip=100"])
+    run(loaded, folder, tmp_path, Progress(), until="sft")
+    assert "sft: WARNING: fine-tuning made answers that it was not trained on worse" in capsys.readouterr().err

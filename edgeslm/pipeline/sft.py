@@ -186,6 +186,11 @@ def _note(context: Context, folder: Path, rows: Any, points: AnswerPoints) -> No
     context.progress.say(
         f"  sft: loss on answers {first:.4f} before, {last:.4f} after, {teacher:.4f} the teacher's, nats a token"
     )
+    if last > first:
+        context.progress.say(
+            "  sft: WARNING: fine-tuning made answers that it was not trained on worse; lower sft.lr (three times is a "
+            "fair first try), take fewer steps or more dialogues"
+        )
 
 
 SFT = Stage("sft", ("teacher", "data"), _slice, _sft, resumes=True)
