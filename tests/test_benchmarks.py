@@ -28,6 +28,7 @@ HEADLINE = {
     "devices": {"devices", "size_ratio", "first_token_ratio", "prefill_ratio", "decode_ratio", "memory_ratio"},
     "parity": {"decode_ratio", "prefill_ratio", "memory_ratio"},
     "encoders": {"encoders"},
+    "memory_plan": {"estimate_over_measured", "largest_error", "within_bound"},
     "gkd_trainer": {"trl_tokens_per_s_ratio", "trl_peak_memory_ratio"},
     "evaluation": {"item_agreement", "kl_ratio", "items_per_minute"},
     "quality_ladder": {"exact_tensors", "one_bit_down"},

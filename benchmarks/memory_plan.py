@@ -1,0 +1,179 @@
+"""What `edgeslm check` says that training needs of memory, beside what real trainings took.
+
+Each row is a recipe (and what is changed of it) trained for a few steps in a process of its own, on a student that an
+earlier process built. Measured is the largest resident memory of any step less what the process held when the training
+stage began: interpreter, libraries and text are in every process and in no estimate. Estimated is what `check` prints
+for the same recipe. On a GPU both are of the card: what torch had allocated there at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+NAME = "memory_plan"
+ROOT = Path(__file__).parent.parent
+BOUND = 0.15  # of the measured peak
+STEPS = 3
+Row = dict[str, Any]
+
+SHORT = (f"distill.train.steps={STEPS}", "distill.train.compile=false", "evaluate.windows=2")
+MIDDLE = (
+    "student={kind: scratch, hidden: 512, layers: 8, heads: 8, kv_heads: 4, ffn: 1536}",
+    "student.vocabulary=null",
+    "distill.objective=[{loss: cross_entropy}]",
+)
+# row: (recipe, what is changed of it)
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "stories15m-6m": ("stories15m-6m", ()),
+    "stories15m-6m, longer rows": ("stories15m-6m", ("data.sequence=256", "distill.train.batch_tokens=4096")),
+    "stories15m-6m, four batches": ("stories15m-6m", ("distill.train.micro_rows=2",)),
+    "smollm2-0.1b-depth": ("smollm2-0.1b-depth", ()),
+    "smollm2-0.1b-depth, recompute": ("smollm2-0.1b-depth", ("distill.train.recompute=true",)),
+    "smollm2-0.1b-depth, float32": ("smollm2-0.1b-depth", ("distill.train.precision=f32",)),
+    "scratch, 512 wide": ("smollm2-0.06b", MIDDLE),
+}
+
+
+def said(name: str, arguments: argparse.Namespace) -> tuple[Path, list[str]]:
+    """A row's recipe, and all that is changed of it."""
+    recipe, changes = ROWS[name]
+    found = [*SHORT, *changes, f"name={recipe}", f"threads={arguments.threads}"]
+    if recipe == "smollm2-0.1b-depth":  # which layers go is no matter here, and finding out takes minutes
+        found += ["student.choose=even", "student.compare=[]"]
+    if recipe.startswith("stories15m"):
+        found += [f"teacher.model={arguments.stories}", f"teacher.tokenizer={arguments.tokenizer}"]
+    return ROOT / "recipes" / f"{recipe}.yaml", found
+
+
+def run(arguments: argparse.Namespace) -> Row:
+    rows = {}
+    with tempfile.TemporaryDirectory(prefix="memory-plan-") as folder:
+        for name in arguments.rows:
+            rows[name] = one(*said(name, arguments), Path(folder))
+            print(line(name, rows[name]), flush=True)
+    return {"versions": record.versions("edgeslm", "torch", "transformers"), "threads": arguments.threads, "rows": rows}
+
+
+def one(recipe: Path, changes: list[str], runs: Path) -> Row:
+    """The student is made by one process, trained by the next. Raises SystemExit where one fails."""
+    found: Row = {}
+    for until in ("student", "distill"):
+        command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", until, "--recipe", str(recipe)]
+        command += ["--runs", str(runs), "--said", *changes]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        if done.returncode:
+            raise SystemExit(f"{recipe.stem} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def child(arguments: argparse.Namespace) -> Row:
+    """Runs the recipe up to a stage; what its steps took, where it has any."""
+    from edgeslm import compute, training_memory
+    from edgeslm import recipe as recipes
+    from edgeslm.pipeline import check as checks
+    from edgeslm.pipeline import check_memory
+    from edgeslm.pipeline.run import run as run_recipe
+    from edgeslm.pipeline.stage import Context
+    from edgeslm.progress import Progress
+
+    path = Path(arguments.recipe)
+    loaded = recipes.load(path, arguments.said)
+    watched = Watched(compute)
+    run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until=arguments.child)
+    if arguments.child != "distill":
+        return {}
+    context = Context(loaded, path.parent, arguments.runs / loaded.name, Progress(quiet=True))
+    summary = checks._describe(context)
+    student = checks._student(context, summary, checks.Findings())
+    parts = training_memory.parts(student, summary.config, check_memory.step_of(context))
+    return {
+        "estimate": parts, "estimated_bytes": sum(parts.values()), "held_before_bytes": watched.before,
+        "peak_bytes": watched.peak, "measured_bytes": watched.peak - watched.before,
+        "dtype": str(context.compute.dtype).removeprefix("torch."), "device": context.compute.device.type,
+    }  # fmt: skip
+
+
+class Watched:
+    """The training stage of this process, looked at where it resets its peak and after each of its steps."""
+
+    def __init__(self, compute: Any):
+        from edgeslm.schemes.step import Step
+
+        self.before = self.peak = 0
+        reset, call = compute.reset_peak_memory, Step.__call__
+
+        def begin(chosen: Any) -> None:
+            import gc
+
+            gc.collect()
+            reset(chosen)
+            self.chosen, self.before = chosen, held(chosen)
+
+        def step(*given: Any, **named: Any) -> Any:
+            log = call(*given, **named)
+            self.peak = compute.peak_memory_bytes(self.chosen) or 0
+            return log
+
+        compute.reset_peak_memory = begin
+        Step.__call__ = step  # type: ignore[method-assign]
+
+
+def held(chosen: Any) -> int:
+    """Now: allocated on the card, or resident in this process."""
+    import torch
+
+    if chosen.device.type == "cuda":
+        return int(torch.cuda.memory_allocated())
+    rows = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("VmRSS"))
+
+
+def error(row: Row) -> float:
+    """How far off: +0.10 is an estimate a tenth too high."""
+    return float(row["estimated_bytes"] / row["measured_bytes"] - 1)
+
+
+def line(name: str, row: Row) -> str:
+    estimated, measured = (f"{row[key] / 1e6:8.0f} MB" for key in ("estimated_bytes", "measured_bytes"))
+    return f"{name:32} {row['dtype']:9} {estimated} estimated {measured} measured {100 * error(row):+6.1f} %"
+
+
+def show(records: list[Row]) -> Row:
+    rows = records[-1]["rows"]
+    for name, row in rows.items():
+        print(line(name, row))
+    errors = {name: error(row) for name, row in rows.items()}
+    return {
+        "estimate_over_measured": {name: 1 + value for name, value in errors.items()},
+        "largest_error": max(map(abs, errors.values())),
+        "within_bound": max(map(abs, errors.values())) <= BOUND,
+    }
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--stories", default="stories15M.bin", help="llama2.c's file of TinyStories 15M")
+    parser.add_argument("--tokenizer", default="tokenizer.model", help="and its tokenizer")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--child", choices=["student", "distill"], help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", help=argparse.SUPPRESS)
+    parser.add_argument("--runs", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--said", nargs="*", default=[], help=argparse.SUPPRESS)
+
+
+if __name__ == "__main__":
+    if "--child" in sys.argv:
+        parser = argparse.ArgumentParser()
+        options(parser)
+        print(json.dumps(child(parser.parse_args())))
+    else:
+        record.main(NAME, run, show, options)
