@@ -166,3 +166,46 @@ def test_check_prints_the_plan_and_what_would_fit(tmp_path: Path, monkeypatch: p
     assert "too little" in plan["memory there is"] and "fits" in plan["  distill.train.recompute: true"]
     with pytest.raises(RecipeError, match="set compile or recompute to false"):
         recipes.load(made_recipe(tmp_path), ["distill.train.compile=true", "distill.train.recompute=true"])
+
+
+def stepped(device: str, where: torch.device | None) -> tuple[Any, int]:
+    """A student after two updates on `device`, its masters `where`; what the device held at most."""
+    from edgeslm.quantize.masters import attach
+    from edgeslm.quantize.plan import Plan
+    from edgeslm.schemes.objective import Objective
+    from edgeslm.schemes.step import Step, StepSettings
+
+    model = TINY["llama"]().to(device)
+    assigned = Plan.uniform("q4_0").assign({name: tuple(p.shape) for name, p in model.named_parameters()})
+    masters = attach(model, assigned, torch.float32, where)
+    masters.set_weights(grid=True, refit=True)
+    settings = StepSettings(2, 1.0, 0.0, (0.9, 0.98), None)
+    step = Step(model, masters, Objective.build([{"loss": "cross_entropy"}]), settings)
+    ids = torch.randint(3, 280, (4, 24), generator=torch.Generator().manual_seed(2)).to(device)
+    for index in range(2):
+        step(Batch(ids, torch.ones(ids.shape, device=device), None), None, lr=1e-3, grid=True, index=index)
+    return step, torch.cuda.max_memory_allocated() if device == "cuda" else 0
+
+
+def test_masters_are_given_back_once_they_are_frozen() -> None:
+    step, _ = stepped("cpu", torch.device("cpu"))
+    weights = {name: p.detach().clone() for name, p in step.model.named_parameters()}
+    held = sum(p.numel() for p in step.model.parameters())
+    assert step.held_bytes > 16 * held  # weights, masters and two moments
+    step.release()
+    scales = sum(t.numel() * t.element_size() for m in step.masters.items for t in m.scales.values())
+    assert step.held_bytes == 4 * held + scales
+    assert all(torch.equal(p, weights[name]) for name, p in step.model.named_parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_an_optimiser_in_main_memory_learns_the_same_and_leaves_the_card() -> None:
+    found = []
+    for where in (None, torch.device("cpu")):
+        torch.cuda.reset_peak_memory_stats()
+        step, peak = stepped("cuda", where)
+        assert {m.value.device.type for m in step.masters.items} == {"cuda" if where is None else "cpu"}
+        found.append(({name: p.detach().cpu() for name, p in step.model.named_parameters()}, peak))
+        step.release()
+    (here, most), (away, less) = found
+    assert less < most and all(torch.allclose(value, away[name], atol=2e-3) for name, value in here.items())
