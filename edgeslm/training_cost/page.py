@@ -55,15 +55,17 @@ def headline(document: Document) -> Section:
         detail = f"{point['label']}: {units.seconds(point['training_s']['estimate'])} for the recipe's training"
         detail += f", {money(document, point)}" if document["price"] else ""
         tiles.append(Tile(word, f"{point['tokens_per_s']['estimate']:,.0f}", "tokens/s", detail))
-    lead = told["sentence"] if told else "Nothing that a recipe can ask for was measured."
-    more = (
+    said = told["sentence"] if told else "Nothing that a recipe can ask for was measured."
+    lead, _, rest = said.partition(". ")
+    more = f"{rest} " if rest else ""
+    more += (
         f"{training['tokens']:,} tokens in {training['steps']:,} steps of {training['batch_tokens']:,}, on "
         f"{document['machine']['name']}. Times of the whole training are estimates from a few steps."
     )
     blocks: list[Block] = [Tiles(tuple(tiles))] if tiles else []
     if told and told["overrides"]:
         blocks.append(Note("In the recipe or after its name on the command line: " + " ".join(told["overrides"])))
-    return Section("headline", f"How to train {document['recipe']}", blocks, lead, more)
+    return Section("headline", f"How to train {document['recipe']}", blocks, lead.rstrip(".") + ".", more)
 
 
 def own(document: Document) -> Any:
