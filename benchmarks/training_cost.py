@@ -14,6 +14,7 @@ given. `--show` ends with the verdict on each finding.
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,18 +166,20 @@ def show(records: list[dict[str, Any]]) -> dict[str, Any]:
     device, batch = last["device"], last["batch"]
     print(f"{last['date'][:16]}  {device['name']}, {device['dtype']}, {batch['rows']} rows of {batch['length']}")
     print(f"{'shape':6} {'how':44} {'tok/s':>8} {'bound':>6} {'peak GB':>8}")
+    best: dict[str, float] = {}
     for row, given in zip(flat(last), last["rows"], strict=True):
         label = Point(**given["point"]).label
         if row["state"] != MEASURED:
             print(f"{row['shape']:6} {label:44} {row['state']}: {given['why']}")
             continue
-        speed = sorted(row["tokens_per_s"])[len(row["tokens_per_s"]) // 2]
+        speed = statistics.median(row["tokens_per_s"])
+        best[row["shape"]] = max(speed, best.get(row["shape"], 0.0))
         peak = max(row["peak_memory_bytes"], default=0) / 1e9
         print(f"{row['shape']:6} {label:44} {speed:8,.0f} {speed / given['bound_tokens_per_s']:6.0%} {peak:8.2f}")
     found = {name: test(latest(records)) for name, test in FINDINGS.items()}
     for name, finding in found.items():
         print(f"{name}: {finding.verdict}: {finding.why}")
-    return {name: finding.verdict for name, finding in found.items()}
+    return {**{name: finding.verdict for name, finding in found.items()}, "tokens_per_s": best}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -234,7 +234,8 @@ def test_a_record_from_run_to_headline(tiny_shape: None, tmp_path: Any, monkeypa
     out = capsys.readouterr().out
     points = training_cost.points_of("20M", how, "gloo")
     joined = HOLDS if any(point["ranks"] > 1 for point in ran) else UNTESTED  # a single core joins none
-    assert head == {**dict.fromkeys(FINDINGS, UNTESTED), "data_parallel_suffices": joined}
+    told = {"data_parallel_suffices": joined, "tokens_per_s": {"20M": 2048.0}}
+    assert head == {**dict.fromkeys(FINDINGS, UNTESTED), **told}
     assert len(ran) >= 3 * 4 and len(ran) % 3 == 0
     assert all(point.label in out for point in points)
     flat = training_cost.latest(record.read("training_cost"))
