@@ -382,6 +382,22 @@ def test_a_server_that_comes_back_teaches_again(tmp_path, quick):
     assert [bool(line.get("exchange_problems")) for line in log] == [i == 4 for i in range(STEPS)]
 
 
+def test_who_is_left_teaches_when_others_are_gone(tmp_path, quick):
+    """Of two peers one is there: alone it teaches as much as both would, whatever groups share."""
+    where, how = tmp_path / "x", served(groups=3)
+    written(where, 1, 2)
+    with PeerServer(("127.0.0.1", 0), desk(where, groups=3)) as server:
+        until(lambda: 1 in server.desk.marks)
+        at = [server.server_address, server.server_address, ("127.0.0.1", free_port())]
+        (asked,) = train((0,), tmp_path / "asked", where, how, servers=at)
+    (beside,) = train((0,), tmp_path / "beside", where, part(groups=3))
+    near([asked], [beside])
+    for name in ("asked", "beside"):
+        assert [[u["peer"] for u in line["used"]] for line in lines(tmp_path / name)] == [[]] * 2 + [[1]] * 6
+    problems = [line.get("exchange_problems", []) for line in lines(tmp_path / "asked")]
+    assert [len(p) for p in problems] == [i in (2, 4, 6) for i in range(STEPS)] and "group 2" in problems[2][0]
+
+
 def test_a_server_refuses_who_is_of_another_recipe(tmp_path, quick):
     where = tmp_path / "x"
     written(where, 1, 2)
