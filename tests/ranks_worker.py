@@ -19,8 +19,10 @@ from edgeslm import parallel
 from edgeslm.parallel.ranks import local
 from edgeslm.parallel.shards import Shards, gathered
 from edgeslm.schemes.step import Step
+from edgeslm.teachers.live import LiveTeacher
 
 FEW, INSIDE, HALF = "offline, few rows", "offline, inside of layers", "offline, bfloat16"
+FAMILY = "offline, family "
 STOPPED = ", stopped"  # after the fifth update, and gone on from the checkpoint after the third
 
 
@@ -28,7 +30,15 @@ def made(name: str, folder: Path, cut: bool) -> Any:
     """As of `make`; FEW: keys and values have 4 rows; INSIDE: only relations inside the last layer are compared."""
     if name in CASES:
         return make(name, folder, "q4_0")
-    scheme, _, *rest = make("offline", folder, "q4_0")
+    scheme, _, guide, *rest = make("offline", folder, "q4_0")
+    if name.startswith(FAMILY):
+        from test_models import tiny_model
+
+        model, guide = tiny_model(name.removeprefix(FAMILY)), LiveTeacher(tiny_model(name.removeprefix(FAMILY)))
+        generator = torch.Generator().manual_seed(9)
+        for weight in guide.model.parameters():
+            weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+        return scheme, [tiny.step_of(model.eval(), [KL, {"loss": "hidden", "layers": "last"}], [model])], guide, *rest
     config = student().config
     if name == FEW:
         config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 1, 4
@@ -38,7 +48,7 @@ def made(name: str, folder: Path, cut: bool) -> Any:
     if name == HALF and not cut:  # what is cut is gathered in bfloat16
         for master in step.masters.items:
             master.weight.data = master.weight.data.bfloat16()
-    return scheme, [step], *rest
+    return scheme, [step], guide, *rest
 
 
 def shared(step: Step, kind: str, ranks: parallel.Ranks, dtype: torch.dtype) -> Step:
@@ -94,7 +104,7 @@ def main() -> None:
     for job in sys.argv[2:]:
         kind, _, name = job.partition(": ")
         name, short = name.removesuffix(STOPPED), job.replace(": ", "-").replace(" ", "-")
-        assert name in (*CASES, FEW, INSIDE, HALF), name
+        assert name in (*CASES, FEW, INSIDE, HALF) or name.startswith(FAMILY), name
         if job.endswith(STOPPED):
             try:
                 one(name, out / short, ranks, kind, end=5)

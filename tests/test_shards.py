@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import ranks_worker
@@ -128,3 +133,47 @@ def test_a_recipe_is_run_by_two_processes_that_share_student_and_teacher(tmp_pat
     assert kept[0].keys() == kept[1].keys()
     assert max(float((kept[0][n] - w).abs().max()) for n, w in kept[1].items()) < 5e-3
     assert not list(ours.glob("checkpoint*"))
+
+
+@pytest.mark.proof
+def test_every_family_is_trained_by_two_processes_as_by_one(tmp_path):
+    """In float, by losses: biases of keys have no gradient but rounding, which Adam makes as large as any other."""
+    from test_models import CONFIGS
+
+    jobs = [f"{kind}: {ranks_worker.FAMILY}{name}" for kind in ("ddp", "fsdp2") for name in CONFIGS]
+    done = torchrun(HERE / "ranks_worker.py", tmp_path / "many", *jobs, timeout=900)
+    assert done.returncode == 0 and "view tensor" not in done.stderr, done.stderr[-3000:]
+    for job in jobs:
+        ranks_worker.one(job.partition(": ")[2], tmp_path / "one" / job, ranks_worker.parallel.ALONE)
+        short = job.replace(": ", "-").replace(" ", "-")
+        ours, theirs = ([line["loss"] for line in log(f)] for f in (tmp_path / "many" / short, tmp_path / "one" / job))
+        assert ours == pytest.approx(theirs, rel=1e-5), job
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_processes_that_were_killed_go_on_as_if_they_had_not_been(kind, tmp_path):
+    """SIGKILL to torchrun and all that it started, ten updates past a checkpoint or less."""
+    path = tiny.recipe(tmp_path)
+    how = [*QUICK, "distill.train.steps=120", "distill.train.checkpoint_every=10", "--until", "distill", "--quiet"]
+    how.append(f"distill.train.parallel={{kind: {kind}}}")
+    assert torchrun("-m", "edgeslm", "run", path, *how, "--runs", tmp_path / "whole").returncode == 0
+    again = ["-m", "edgeslm", "run", path, *how, "--runs", tmp_path / "killed"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, again)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while not any(len(p.read_text().splitlines()) > 34 for p in tmp_path.glob("killed/tiny/distill-*/log.jsonl")):
+        assert started.poll() is None, "ended before it was killed"
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(started.pid)], capture_output=True, text=True, check=True)
+    for pid in (started.pid, *map(int, children.stdout.split())):
+        os.kill(pid, signal.SIGKILL)
+    started.wait()
+    (stopped,) = tmp_path.glob("killed/tiny/distill-*")
+    assert not (stopped / "done.json").exists() and list(stopped.glob("checkpoint.safetensors*"))
+    done = torchrun(*again)
+    assert done.returncode == 0, done.stderr[-3000:]
+    frozen = [next(tmp_path.glob(f"{w}/tiny/distill-*")) / "frozen/frozen.safetensors" for w in ("whole", "killed")]
+    assert frozen[0].read_bytes() == frozen[1].read_bytes()
+    assert json.loads((stopped / "done.json").read_text())["resumed"]
