@@ -38,18 +38,27 @@ TOLERANCE = {"f32": 1e-3, "bf16": 0.03}  # relative difference of the two losses
 @dataclass(frozen=True)
 class Case:
     """`beta` is GKD's: 0 is the forward KL, 0.5 the Jensen-Shannon divergence. `allocator`: sides with our setting.
-    `micro_rows`: rows of a micro-batch, gradients of the others being added up, on both sides."""
+    `micro_rows`: rows of a micro-batch, gradients of the others being added up, on both sides; `our_rows`: on ours.
+    `compiled`: sides with torch.compile, ours layer by layer as a recipe's `compile: true` does it, TRL's by the
+    trainer's own setting."""
 
     term: dict[str, Any]
     beta: float
     dtype: str
     allocator: tuple[str, ...] = ("ours",)
     micro_rows: int = 8
+    our_rows: int | None = None
+    compiled: tuple[str, ...] = ()
 
 
 CASES = {
     "forward KL, bf16, as each side comes": Case(FORWARD_KL, 0.0, "bf16"),
     "forward KL, bf16, our allocator setting on both": Case(FORWARD_KL, 0.0, "bf16", SIDES),
+    "forward KL, bf16, our layers compiled": Case(FORWARD_KL, 0.0, "bf16", compiled=("ours",)),
+    "forward KL, bf16, our layers compiled, our micro-batches of 2 rows": Case(
+        FORWARD_KL, 0.0, "bf16", our_rows=2, compiled=("ours",)
+    ),
+    "forward KL, bf16, both compiled": Case(FORWARD_KL, 0.0, "bf16", compiled=SIDES),
     "JSD 0.5, bf16, as each side comes": Case(JSD, 0.5, "bf16"),
     "forward KL, bf16, micro-batches of 2 rows": Case(FORWARD_KL, 0.0, "bf16", micro_rows=2),
     "forward KL, float32, as each side comes": Case(FORWARD_KL, 0.0, "f32"),
@@ -121,6 +130,9 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     count_memory_from_here()
     shapes = {n: tuple(p.shape) for n, p in student.named_parameters()}
     masters = attach(student, Plan.uniform("f32").assign(shapes), here.dtype)
+    if job["compiled"]:
+        compute.compile_layers(student)
+        compute.compile_layers(teacher)
     settings = StepSettings(job["micro_rows"], job["clip"], weight_decay=0.0, betas=job["betas"], refit_every=None)
     step = Step(student, masters, Objective.build([job["term"]]), settings)
     live, seconds, losses = LiveTeacher(teacher), [], []
@@ -153,6 +165,8 @@ def one(side: str, case: Case, folder: Path, arguments: argparse.Namespace) -> d
         "clip": CLIP,
         "threads": arguments.threads,
         "allocator": side in case.allocator,
+        "compiled": side in case.compiled,
+        "micro_rows": (case.our_rows if side == "ours" else None) or case.micro_rows,
     }
     path = folder / f"{side}.json"
     path.write_text(json.dumps(job), encoding="utf-8")
@@ -177,14 +191,15 @@ def difference(pair: dict[str, dict[str, Any]]) -> float:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {name: {side: [] for side in SIDES} for name in CASES}
+    cases = {name: CASES[name] for name in arguments.cases or CASES}
+    found: dict[str, Any] = {name: {side: [] for side in SIDES} for name in cases}
     packages: dict[str, str] = {}
     environment()  # what cannot be had is said before anything is computed
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_inputs(folder, WARMUPS + arguments.steps)
         for _ in range(arguments.repeats):
-            for name, case in CASES.items():
+            for name, case in cases.items():
                 pair = {side: one(side, case, folder, arguments) for side in SIDES}
                 packages = pair["trl"].pop("versions")
                 if difference(pair) > TOLERANCE[case.dtype]:
@@ -197,7 +212,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "versions": record.versions("edgeslm", "torch", "transformers"),
         "trl_versions": packages,
         "model": f"SmolLM2-135M-Instruct (as dequantised) teaches its {LAYERS}-layer copy, no grid",
-        "cases": {name: asdict(case) for name, case in CASES.items()},
+        "cases": {name: asdict(case) for name, case in cases.items()},
         "tokens_per_step": ROWS * LENGTH,
         "attention": "sdpa",
         "threads": arguments.threads,
@@ -225,14 +240,14 @@ def figures(entry: dict[str, Any], row: str) -> dict[str, float]:
 
 def show(records: list[dict[str, Any]]) -> dict[str, Any]:
     print(
-        f"{'date':16}  {'row':47}  {'ours tok/s':>10}  {'TRL':>6}  {'ratio':>5}  {'peak GB':>7}  {'TRL':>6}  "
+        f"{'date':16}  {'row':66}  {'ours tok/s':>10}  {'TRL':>6}  {'ratio':>5}  {'peak GB':>7}  {'TRL':>6}  "
         f"{'ratio':>5}  losses differ  of bound"
     )
     for entry in records:
         for row in entry["rows"]:
             f = figures(entry, row)
             print(
-                f"{entry['date'][:16]}  {row:47}  {f['tokens_per_s']:10.0f}  {f['trl_tokens_per_s']:6.0f}  "
+                f"{entry['date'][:16]}  {row:66}  {f['tokens_per_s']:10.0f}  {f['trl_tokens_per_s']:6.0f}  "
                 f"{f['trl_tokens_per_s_ratio']:5.2f}  {f['peak_memory_bytes'] / 1e9:7.2f}  "
                 f"{f['trl_peak_memory_bytes'] / 1e9:6.2f}  {f['trl_peak_memory_ratio']:5.2f}  "
                 f"{100 * f['largest_loss_difference']:11.2f} %  {100 * f['share_of_bound']:6.0f} %"
@@ -266,6 +281,7 @@ def table(entry: dict[str, Any]) -> str:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="default: all")
     parser.add_argument("--steps", type=int, default=5, help="timed steps per process")
     parser.add_argument("--repeats", type=int, default=2, help="processes per side and row")
     parser.add_argument("--threads", type=int, default=record.machine()["cores"] or 1)

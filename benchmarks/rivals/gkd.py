@@ -1,7 +1,8 @@
 """TRL's GKDTrainer, as it comes, in an environment of its own: the other side of `benchmarks.gkd_trainer`.
 
 Reads a job (a JSON file named on the command line) with `student` and `teacher` (transformers folders), `rows` (a
-safetensors file, one tensor [steps, B, T]), `steps`, `beta`, `dtype`, `lr`, `betas`, `clip`, `threads`, `allocator`.
+safetensors file, one tensor [steps, B, T]), `steps`, `beta`, `dtype`, `lr`, `betas`, `clip`, `threads`, `allocator`,
+`compiled`.
 The last line of stdout is {"seconds": [...], "losses": [...], "peak_memory_bytes": n, "versions": {...}}. Of this
 project it uses the two functions that set the allocator and count memory, the same as the side beside it.
 """
@@ -72,6 +73,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
             weight_decay=0.0,
             max_grad_norm=job["clip"],
             bf16=job["dtype"] == "bf16",
+            torch_compile=job["compiled"],
             use_cpu=True,
             gradient_checkpointing=False,
             train_sampling_strategy="sequential",
