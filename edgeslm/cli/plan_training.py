@@ -19,7 +19,7 @@ def plan_training(
     machine: Annotated[str | None, typer.Option(help="Which entry of --prices this machine is.")] = None,
     attention: Annotated[str, typer.Option(help="Of sdpa, eager, flash; such as sdpa,eager.")] = "",
     micro_rows: Annotated[str, typer.Option(help="Rows at once, such as 1,2,4.")] = "",
-    compiled: Annotated[str, typer.Option("--compile", help="on, off or both.")] = "",
+    compiled: Annotated[str, typer.Option("--compile", help="on, off, or on,off.")] = "",
     ranks: Annotated[str, typer.Option(help="Processes, such as 1,2.")] = "",
     parallel: Annotated[str, typer.Option(help="Of ddp, fsdp2, for more than one process.")] = "",
     backend: Annotated[str, typer.Option(help="Of gloo, nccl, for more than one process.")] = "",
