@@ -45,14 +45,15 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     from edgeslm import compute
     from edgeslm.pipeline.check import TYPICAL_SHARE
 
+    matrices, count = adapters
     flops = compute.matmul_flops(context.compute, seconds=0.2)
     bound = cost.training_bound(student, context.recipe.data.sequence, flops)
     tokens = part.steps * part.batch_tokens
     found.plan += [
         ("sft: before distillation", f"{part.steps} steps of {part.batch_tokens} tokens, loss on answers alone"),
         ("sft: dialogues", text),
-        *([("sft: LoRA", _told(part.lora, *adapters, cost.counts(student).total))] if part.lora else []),
-        ("sft: memory (an estimate)", units.byte_count(_memory(context, part, student, adapters[1]))),
+        *([("sft: LoRA", _told(part.lora, matrices, count, cost.counts(student).total))] if part.lora else []),
+        ("sft: memory (an estimate)", units.byte_count(_memory(context, part, student, count))),
         ("sft: time", f"about {units.seconds(tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
     ]
 
