@@ -26,10 +26,10 @@ class SharePredictions(Part):
 
 
 class ShareServed(Part):
-    """Predictions on every row of a batch, asked of `edgeslm serve`, a process that runs the newest checkpoints it
-    finds in its folder: the `k` likeliest outcomes and one bucket for the rest. `address`: HOST:PORT of one server, or
-    one for each group (or EDGESLM_PEERS in the environment, with commas between). What has not come `timeout_s` after
-    it was asked for is gone without; the server is asked again from the next exchange on."""
+    """Predictions on every row of a batch, asked of `edgeslm serve-peers`, a process that runs the newest checkpoints
+    it finds in its folder: the `k` likeliest outcomes and one bucket for the rest. `address`: HOST:PORT of one server,
+    or one for each group (or EDGESLM_PEERS in the environment, with commas between). What has not come `timeout_s`
+    after it was asked for is gone without; the server is asked again from the next exchange on."""
 
     kind: Literal["served"]
     address: str | tuple[str, ...] | None = None

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from edgeslm.cli.app import COMMANDS
 from edgeslm.models.load import write_tokenizer
 from edgeslm.quantize.freeze import freeze_floats
 
@@ -57,24 +58,16 @@ def test_doctor_says_what_is_missing_and_how_to_get_it():
     assert all(f["remedy"] for f in found if not f["ok"])
 
 
-def test_every_command_has_help():
-    text = edgeslm("--help").stdout
-    for command in (
-        "run",
-        "check",
-        "export",
-        "eval",
-        "bench",
-        "learned",
-        "serve",
-        "report",
-        "chat",
-        "doctor",
-        "formats",
-        "losses",
-    ):
-        assert command in text
-        assert edgeslm(command, "--help").returncode == 0
+@pytest.mark.parametrize("option", ["--part-size", "--licence", "--name"])
+def test_options_of_bundles_are_not_taken_and_ignored(option: str, tmp_path: Path):
+    done = edgeslm("export", tmp_path, option, "1MB")
+    assert done.returncode == 2 and f"error: {option} goes with --bundle or --to" in done.stderr
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "devices"])
+def test_every_command_has_help(command: str):
+    assert re.search(rf"^\W*{command} ", edgeslm("--help").stdout, re.MULTILINE)
+    assert edgeslm(command, "--help").returncode == 0
 
 
 @needs_llama_cpp

@@ -319,6 +319,34 @@ def test_scheduled_says_who_it_waits_for(tmp_path, monkeypatch):
         train((0,), tmp_path / "run", tmp_path / "x", how)
 
 
+def test_scheduled_waits_for_the_rest_of_a_file_that_is_seen_too_early(tmp_path, monkeypatch):
+    how, path = part(exchange="scheduled", patience_s=60), written(tmp_path / "x", 1, 2)
+    bytes_of, naps = path.read_bytes(), []
+    for at in (4, 6, 8):
+        written(tmp_path / "x", 1, at)
+    path.write_bytes(bytes_of[: len(bytes_of) // 2])
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        path.write_bytes(bytes_of)
+
+    monkeypatch.setattr(codistill.time, "sleep", nap)
+    train((0,), tmp_path / "run", tmp_path / "x", how)
+    assert len(naps) == 1 and [line[3] for line in taken(tmp_path / "run")] == [2, 4, 6]
+    monkeypatch.undo()
+    damaged(path)
+    with pytest.raises(DataError, match=r"group 1, step 2: is damaged.*start all groups anew"):
+        train((0,), tmp_path / "again", tmp_path / "x", part(exchange="scheduled", patience_s=0.01))
+
+
+def test_what_a_killed_writer_began_goes_with_the_next_file(tmp_path):
+    begun = exchange.path_of(tmp_path, 0, 1).with_name("step-00000001.safetensors.part-1")
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    exchange.publish(tmp_path, Mark(0, 2, 8, "r", ""), {"a": torch.ones(2)}, keep=2)
+    assert [p.name for p in begun.parent.iterdir()] == ["step-00000002.safetensors"]
+
+
 # Files and rows -----------------------------------------------------------------------------------------------------
 
 

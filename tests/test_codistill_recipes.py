@@ -115,7 +115,7 @@ def test_a_server_from_the_command_line_teaches_a_group(folder, tmp_path, monkey
     log = lines(first)
     assert not any(line["used"] for line in log)
     assert "the server of group 1 at 127.0.0.1:9 cannot be asked" in log[-1]["exchange_problems"][0]
-    command = [sys.executable, "-m", "edgeslm", "serve", str(folder / "small.yaml"), "name=asked", how]
+    command = [sys.executable, "-m", "edgeslm", "serve-peers", str(folder / "small.yaml"), "name=asked", how]
     command += ["--runs", str(tmp_path), "--port", "0"]
     environment = {k: v for k, v in os.environ.items() if k != VARIABLE}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -29,6 +29,7 @@ from test_scheme_kinds import KL, ROWS, SCHEMES, STEPS, TEXT, Said, Stopped, T, 
 from test_scheme_kinds import weights as all_weights
 from tiny import step_of
 
+from edgeslm.errors import RuntimeFailure
 from edgeslm.schemes import codistill, exchange, exchange_server, exchange_wire
 from edgeslm.schemes.exchange import Exchange, Mark
 from edgeslm.schemes.exchange_server import Desk, PeerServer
@@ -258,6 +259,29 @@ def test_a_server_teaches_as_models_would(tmp_path, quick):
     assert "exchange_problems" not in str(log) and exchange.steps_of(where, 0) == [8, 6, 4, 2]
 
 
+def test_a_port_that_is_taken_is_one_sentence(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(RuntimeFailure, match=r"cannot be had .*; give another --port, or end what uses it"):
+            PeerServer(taken.getsockname(), desk(tmp_path))
+
+
+def test_a_server_without_memory_for_a_newer_copy_says_so_and_goes_on(tmp_path, quick, monkeypatch):
+    said = []
+    with PeerServer(("127.0.0.1", 0), desk(tmp_path), said.append) as server:
+        monkeypatch.setattr(server.desk, "_take", _no_memory)
+        written(tmp_path, 1, 2)
+        until(lambda: said)
+        monkeypatch.undo()
+        until(lambda: 1 in server.desk.marks)
+    assert "newer checkpoints could not be taken: CUDA out of memory" in said
+
+
+def _no_memory(*_):
+    raise RuntimeError("CUDA out of memory\nmore words")
+
+
 def until(holds, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
@@ -341,7 +365,7 @@ def test_a_strange_server_costs_a_moment_and_nothing_else(say, tmp_path):
         (ours,) = train(
             (0,), tmp_path / "run", tmp_path / "x", served(timeout_s=0.1), servers=[server.server_address] * 2
         )
-        assert time.monotonic() - start < 5.0
+        assert time.monotonic() - start < 20.0
     alone = [step(0)]
     SCHEMES["offline"](alone, None, loop(tmp_path / "alone", order=own_rows(0)), None)
     assert equal(all_weights(ours), all_weights(alone[0]))

@@ -158,6 +158,7 @@ def test_weights_of_either_change_the_identity(folder, tmp_path):
     [
         ({"use_dora": True}, r"has use_dora: True, so that it is no plain LoRA; merge it with peft"),
         ({"bias": "all"}, "has bias: all"),
+        ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights: pissa_niter_16, which changes the base too"),
         ({"peft_type": "IA3"}, "of type IA3, not LORA"),
         ({"lora_alpha": None}, "gives no lora_alpha"),
         ({"base_model_name_or_path": None}, r"does not say which model it adapts; name it, as in BASE\+ADAPTER"),

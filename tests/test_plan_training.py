@@ -201,6 +201,35 @@ def test_what_takes_too_long_is_ended(monkeypatch, tmp_path):
     assert not alive.exists()
 
 
+def test_ranks_are_ended_with_what_started_them(monkeypatch, tmp_path):
+    """torchrun's ranks have sessions of their own."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, pathlib, time\n"
+        "mine = pathlib.Path(__file__).with_name('rank' + os.environ['RANK'])\n"
+        "while True: mine.touch(); time.sleep(0.05)\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    monkeypatch.setattr(launch, "command", lambda *_: torchrun)
+    alive = [tmp_path / "rank0", tmp_path / "rank1"]
+    process: list[Any] = []
+    popen = launch.subprocess.Popen
+
+    def started(*given: Any, **how: Any) -> Any:
+        process.append(popen(*given, **how))
+        end = time.monotonic() + 60
+        while not all(file.exists() for file in alive) and time.monotonic() < end:
+            time.sleep(0.05)
+        return process[-1]
+
+    monkeypatch.setattr(launch.subprocess, "Popen", started)
+    assert launch.run({}, 2, timeout_s=0.1) == {"state": FAILED, "why": "took longer than 0.1 s"}
+    for file in alive:
+        file.unlink()  # both had begun
+    time.sleep(0.5)
+    assert not any(file.exists() for file in alive)
+
+
 def test_running_out_of_memory_is_a_result_and_other_errors_are_not():
     def fails(error: Exception) -> Any:
         def run() -> Any:
@@ -298,10 +327,10 @@ def test_rounds_go_over_all_points_in_another_order_and_a_stop_loses_nothing(rea
 
 @pytest.mark.parametrize("load", [0.1, 99.0])
 def test_a_busy_machine_is_told(ready, tmp_path, monkeypatch, capsys, load):
-    monkeypatch.setattr(study, "load_average", lambda: load)
+    monkeypatch.setattr(study, "busy_cores", lambda: load)
     study.study(ready, [ready.own], HOW, Store(tmp_path / "p.jsonl"), Progress(), lambda job, ranks: result(1.0))
     said = capsys.readouterr().err
-    assert "3 processes of 1 + 2 steps" in said and ("other programs are busy" in said) == (load > 1)
+    assert "3 processes of 1 + 2 steps" in said and ("other programs keep 99.0 cores busy" in said) == (load > 1)
 
 
 def test_nothing_measured_is_an_error_with_reasons(ready, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeslm.cli import devices, judge, measure, plan_training, serve, ship, train
+from edgeslm.cli import devices, judge, measure, plan_training, serve_peers, ship, train
 from edgeslm.errors import EdgeSLMError, RecipeError
 
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
@@ -21,7 +21,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of `--help`
     "eval": judge.evaluate,
     "bench": measure.bench,
     "learned": train.learned,
-    "serve": serve.serve,
+    "serve-peers": serve_peers.serve_peers,
     "report": measure.report,
     "chat": ship.chat,
     "doctor": ship.doctor,

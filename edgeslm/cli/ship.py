@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeslm.cli.options import AsJson, Model
+from edgeslm.errors import ExportError
 
 
 def export(
@@ -36,6 +37,9 @@ def export(
         return
     from edgeslm.cli.actions import export_again
 
+    alone = {"--part-size": part_size, "--licence": licence, "--name": name}
+    if given_alone := [option for option, value in alone.items() if value]:
+        raise ExportError(f"{given_alone[0]} goes with --bundle or --to; leave it out, or name one of them")
     result = export_again(run_folder, kind or "gguf", out, accuracy_level)
     line = (
         f"{result['path']}: {result['exact']} of {result['tensors']} tensors bitwise exact, {result['bytes']:,} bytes"

@@ -21,6 +21,8 @@ from edgeslm.errors import ModelError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before the names of the model's own modules
 MERGE_IT = "merge it with peft (merge_and_unload) and give the merged folder"
+# how adapters may have begun: every other start (pissa, olora, corda, loftq, ...) takes something away from the base
+STARTS: tuple[object, ...] = (True, False, "gaussian", "eva", "orthogonal")
 # options of peft's LoraConfig under which an adapter is more than a sum of matrices
 BEYOND = ("use_dora", "use_qalora", "lora_bias", "layer_replication", "target_parameters", "alora_invocation_tokens")
 
@@ -65,6 +67,11 @@ def read(path: Path) -> Adapter:
     more = [key for key in BEYOND if config.get(key)] + ["bias"] * (config.get("bias", "none") != "none")
     if more:
         raise ModelError(f"{path}: has {more[0]}: {config[more[0]]}, so that it is no plain LoRA; {MERGE_IT}")
+    if (start := config.get("init_lora_weights", True)) not in STARTS:
+        raise ModelError(
+            f"{path}: began with init_lora_weights: {start}, which changes the base too; save it again with peft's "
+            "path_initial_model_for_weight_conversion, or merge it there and give the merged folder"
+        )
     if not (path / WEIGHTS).is_file():
         pickled = (path / "adapter_model.bin").is_file()
         why = "its weights are pickled, which can run code; save them again as" if pickled else "it lacks"

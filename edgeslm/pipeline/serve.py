@@ -17,7 +17,7 @@ from edgeslm.recipe import Recipe
 
 def server(recipe: Recipe, base: Path, runs: Path, progress: Progress, address: tuple[str, int]) -> Any:
     """A PeerServer, not yet started, for the groups of a recipe: it prepares rows and student as they do, in a run
-    folder of its own. Raises EdgeSLMError, and OSError where the address cannot be had."""
+    folder of its own. Raises EdgeSLMError, also where the address cannot be had."""
     from edgeslm.data.rows import Rows
     from edgeslm.quantize import activations
     from edgeslm.quantize.masters import attach

@@ -181,20 +181,29 @@ class Group:
         return self.log.take_in(peer, lambda into: exchange.fetch(folder, peer, step, recipe, into, ours))
 
     def _wait_for(self, peer: int, step: int, done: int) -> Mark | None:
-        """Raises DataError for a peer that does not come, or whose checkpoint of that step is gone."""
+        """Raises DataError for a peer that does not come, or whose checkpoint of that step is gone or of no use: on a
+        mounted bucket a file may be seen before all of it is there."""
         if step == 0:
             return None
-        end = time.monotonic() + self.part.patience_s
-        while not exchange.path_of(self.exchange.folder, peer, step).exists():
+        end, unlike = time.monotonic() + self.part.patience_s, ""
+        while True:
+            try:
+                if exchange.path_of(self.exchange.folder, peer, step).exists():
+                    return self._fetch(peer, step, done)
+            except FileNotFoundError:  # removed under our eyes
+                pass
+            except Unusable as error:
+                unlike = str(error)
             later = [s for s in exchange.steps_of(self.exchange.folder, peer) if s > step]
             if time.monotonic() > end or len(later) >= self._kept():
                 what = "has removed" if later else f"has not written in {self.part.patience_s:g} s"
+                if unlike:
+                    raise DataError(f"{unlike}; start all groups anew with one recipe, or use exchange: newest")
                 raise DataError(
                     f"group {self.me} waits for step {step} of group {peer}, which that one {what}; start all groups, "
                     "or use exchange: newest"
                 )
             time.sleep(POLL_S)
-        return self._fetch(peer, step, done)
 
     def update(self, turn: Turn, teacher: Teacher | None) -> StepLog:
         batch, objective = self.loop.batch(turn.index), self.step.objective

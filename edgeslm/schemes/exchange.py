@@ -75,6 +75,7 @@ def publish(folder: Path, mark: Mark, tensors: Mapping[str, Tensor], keep: int) 
     flat, mark = _marked(mark, tensors)
     path = path_of(folder, mark.group, mark.step)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
         part.touch()
@@ -110,8 +111,15 @@ def _header(mark: Mark) -> dict[str, str]:
 
 def start_anew(folder: Path, group: int) -> None:
     """Removes what an earlier training of this group left: a peer would take it for news."""
+    _sweep(folder / f"group-{group}")
     for step in steps_of(folder, group):
         path_of(folder, group, step).unlink(missing_ok=True)
+
+
+def _sweep(place: Path) -> None:
+    """Removes what a writer that was killed had begun: a group is the only writer of its folder."""
+    for left in place.glob("*.part-*"):
+        left.unlink(missing_ok=True)
 
 
 def other_weights(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str | None:

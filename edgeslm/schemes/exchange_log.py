@@ -35,7 +35,7 @@ class ExchangeLog:
         for line in before:
             self._put(line)
         if ranks.first:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in before), encoding="utf-8")
+            _rewrite(self.path, before)
 
     def taken(self, group: int, step: int) -> dict[int, Line]:
         """{peer: line} of an exchange that was made before the run was stopped, as far as its files are still whole."""
@@ -114,6 +114,13 @@ class ExchangeLog:
         for path in self.folder.glob(f"{COPIES}*"):
             if path.name not in names:
                 path.unlink(missing_ok=True)
+
+
+def _rewrite(path: Path, lines: list[Line]) -> None:
+    """At once or not at all: a run killed meanwhile must still know what it took."""
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(part, path)
 
 
 def _whole_lines(path: Path) -> list[Line]:

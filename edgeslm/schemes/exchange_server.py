@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from edgeslm.data.rows import Rows
+from edgeslm.errors import RuntimeFailure
 from edgeslm.schemes import exchange
 from edgeslm.schemes.exchange import Mark, Unusable
 from edgeslm.schemes.exchange_wire import LARGEST_QUESTION_BYTES, Answer, receive_json, send
@@ -116,7 +117,16 @@ class PeerServer(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], desk: Desk, say: Callable[[str], None] = lambda what: None):
         self.desk, self.say, self.closed = desk, say, threading.Event()
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+            self.server_activate()
+        except OSError as error:
+            self.server_close()
+            host, port = address
+            raise RuntimeFailure(
+                f"{host}:{port} cannot be had ({error.strerror or error}); give another --port, or end what uses it"
+            ) from error
 
     def __enter__(self) -> PeerServer:
         for run in (lambda: self.serve_forever(0.1), self._watch):
@@ -130,7 +140,11 @@ class PeerServer(socketserver.ThreadingTCPServer):
 
     def _watch(self) -> None:
         while not self.closed.is_set():
-            for what in self.desk.look():
+            try:
+                said = self.desk.look()
+            except RuntimeError as error:  # no memory on the card for another model, say; older ones stay
+                said = [f"newer checkpoints could not be taken: {str(error).splitlines()[0]}"]
+            for what in said:
                 self.say(what)
             self.closed.wait(LOOK_S)
 

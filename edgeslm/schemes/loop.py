@@ -165,7 +165,9 @@ def cut_log(log: Path, done: int) -> None:
     if not log.exists():
         return
     kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= done]
-    log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    part = log.with_name(log.name + ".part")  # a run killed meanwhile keeps what it had
+    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(part, log)
 
 
 def _step_of(line: str) -> float:

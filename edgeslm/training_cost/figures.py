@@ -51,7 +51,7 @@ def _measurement(
         artifact_sha256="-",
         artifact_format="torch",
         job={"tokens_per_step": results[0]["tokens_per_step"]},
-        threads=here.cores,
+        threads=int(results[0]["threads"]),
     )
     extra = {"processes": len(results)}
     return Measurement(metric, unit, tuple(values), where, kind=kind, better=better, extra=extra)

@@ -18,6 +18,7 @@ from edgeslm.training_cost.store import FAILED, NO_MEMORY
 
 WORKER = "edgeslm.training_cost.worker"
 TIMEOUT_S = 3600.0
+LEAVING_S = 40.0  # torchrun waits 30 s for ranks that it has told to end
 FRESH = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # code that an earlier process compiled would not count
 KILLED = re.compile(r"Signal 9|SIGKILL|exitcode: -9")  # as torchrun tells of a process that the system killed
 SAID = re.compile(r"^(?:\[rank\d+\]: )?(\w[\w.]*(?:Error|Exception|Failure|Diverged)\b.*)")
@@ -52,7 +53,7 @@ def run(job: Mapping[str, Any], ranks: int, timeout_s: float = TIMEOUT_S) -> dic
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **FRESH},
-            start_new_session=True,  # its own group: all ranks die together
+            start_new_session=True,
         )
         try:
             _, stderr = process.communicate(timeout=timeout_s)
@@ -65,7 +66,12 @@ def run(job: Mapping[str, Any], ranks: int, timeout_s: float = TIMEOUT_S) -> dic
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kills what is left of it, after a stop by Ctrl-C too."""
+    """Ends what is left of it, after a stop by Ctrl-C too. torchrun gives each rank a session of its own, which no
+    signal to its group reaches: it is asked to end them itself first."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LEAVING_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +88,3 @@ def here(chosen: Any) -> Here:
         flash=kind == "cuda" and importlib.util.find_spec(FLASH_PACKAGE) is not None,
         versions={package: version_of(package) or "" for package in PACKAGES},
     )
-
-
-def load_average() -> float | None:
-    """Of the last minute; None where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeslm import statistics, units
+from edgeslm.devices.facts import busy_cores
 from edgeslm.errors import RuntimeFailure
 from edgeslm.training_cost import figures, launch
 from edgeslm.training_cost.choose import Candidate, choose, sentence
 from edgeslm.training_cost.grid import Point
-from edgeslm.training_cost.machine import load_average
 from edgeslm.training_cost.prices import Price
 from edgeslm.training_cost.store import MEASURED, Store, key_of
 
@@ -97,8 +97,8 @@ def study(
             f"measuring {len(left)} ways to train, {missing} processes of {how.warmups} + {how.steps} steps are left: "
             f"about {max(1, round(seconds / 60))} minutes (an estimate)"
         )
-        if (load := load_average()) is not None and load > BUSY * prepared.here.cores:
-            progress.say(f"other programs are busy here (load {load:.1f}): it takes longer, and differences may drown")
+        if (busy := busy_cores()) is not None and busy > BUSY * prepared.here.cores:
+            progress.say(f"other programs keep {busy:.1f} cores busy: it takes longer, and differences may drown")
     with progress.task("measure", missing, "processes") as bar:
         for number in range(how.repeats):
             for row in shuffled(left, how.seed, number):

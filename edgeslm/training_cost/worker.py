@@ -49,8 +49,8 @@ def join(backend: str) -> None:
 
     if parallel.size() == 1:
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if (own := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
+        torch.cuda.set_device(own)
     name = "cpu:gloo,cuda:nccl" if backend == "nccl" else backend  # a few small tensors lie on the CPU always
     dist.init_process_group(name, timeout=PATIENCE)
 

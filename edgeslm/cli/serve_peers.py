@@ -1,4 +1,4 @@
-"""The command `serve`: peers' predictions for the groups of a codistillation, from a process of their own."""
+"""The command `serve-peers`: peers' predictions for the groups of a codistillation, from a process of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from edgeslm.cli.options import Overrides, Quiet, RecipeFile, Runs
 
 
-def serve(
+def serve_peers(
     recipe: RecipeFile,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
