@@ -47,6 +47,8 @@ class Step:
     offload: bool = False  # masters, moments and gradients lie in main memory
     heard: bool = True  # the teacher works beside the student; else it is there to judge by
     teachers: int = 1  # copies: one that teaches otherwise than it is (rounded, or folded) is there once more
+    ranks: int = 1  # processes that share a step's rows; `parts` is of one of them
+    cut: bool = False  # each holds its rows of the student (fsdp2), else all of it (ddp)
 
     @property
     def tokens(self) -> int:
@@ -57,8 +59,14 @@ def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]
     """{what: bytes} on the device that computes, at the moment of a step when most is held; what is not there then is
     0. `teacher`: None where there is none."""
     b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student)
+    n = cost.counts(student).total
+    if step.cut:
+        own = {what: size / step.ranks for what, size in own.items()}
     gradients = own.pop("gradients")
-    held = {**own, "weights": b * cost.counts(student).total}
+    # cut weights lie in float32 and are cast where they are gathered
+    held = {**own, "weights": FLOAT * n / step.ranks if step.cut else b * n}
+    if step.ranks > 1 and not step.cut:
+        held["buckets"] = b * n  # of gradients, as DistributedDataParallel sends them
     if teacher is not None:
         held["teacher"] = b * (step.teachers * cost.counts(teacher).total + step.tokens * int(teacher["hidden_size"]))
     working = teacher if step.heard else None
@@ -140,7 +148,7 @@ def alternatives(student: Shape, teacher: Shape | None, step: Step) -> list[tupl
     offered: list[tuple[str, dict[str, Any], bool]] = [
         ("distill.train.recompute: true", {"recompute": True}, not step.recompute),
         ("distill.train.micro_rows: 1", one, step.rows > 1),
-        ("distill.train.offload: true", {"offload": True}, step.gpu and not step.offload),
+        ("distill.train.offload: true", {"offload": True}, step.gpu and not step.offload and step.ranks == 1),
     ]
     for what, how, open_ in offered:
         if open_:

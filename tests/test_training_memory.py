@@ -94,6 +94,9 @@ def test_the_rest_is_counted_from_the_weights() -> None:
     away = memory.parts(shape, shape, replace(several, offload=True))
     assert [away[name] for name in memory.OPTIMISER] == [0, 0, 0] and away["weights"] == 2 * n
     assert sum(memory.optimiser(shape).values()) == 16 * n
+    each = memory.parts(shape, shape, replace(several, ranks=2, cut=True))
+    assert (each["masters"], each["moments"], each["gradients"], each["weights"]) == (2 * n, 4 * n, 2 * n, 2 * n)
+    assert memory.parts(shape, shape, replace(several, ranks=2))["buckets"] == 2 * n and "buckets" not in held
     told = (memory.CHUNK_TOKENS, memory.SLICE_BYTES, memory.GPU_SLICE_BYTES)
     assert told == (head_loss.CHUNK_TOKENS, head_loss.SLICE_BYTES, head_loss.GPU_BYTES)
 
@@ -164,6 +167,9 @@ def test_check_prints_the_plan_and_what_would_fit(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(check_memory, "available_bytes", lambda context: 5.4e6)
     plan = dict(check(context).plan)
     assert "too little" in plan["memory there is"] and "fits" in plan["  distill.train.recompute: true"]
+    cut = recipes.load(made_recipe(tmp_path), ["distill.train.parallel={kind: fsdp2}"])
+    plan = dict(check(Context(cut, tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True))).plan)
+    assert "masters 222.1 kB" in plan["memory to train, each of 2 processes (an estimate)"]
     with pytest.raises(RecipeError, match="set compile or recompute to false"):
         recipes.load(made_recipe(tmp_path), ["distill.train.compile=true", "distill.train.recompute=true"])
 

@@ -15,8 +15,9 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     Further teachers (`teacher.more`) are not counted."""
     step, there = step_of(context), available_bytes(context)
     held = training_memory.parts(student, teacher, step)
-    needs = sum(held.values())
-    found = [("memory to train (an estimate)", _told(held))]
+    needs = sum(held.values()) * (1 if step.gpu else step.ranks)  # processes without cards share one memory
+    each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
+    found = [(f"memory to train{each} (an estimate)", _told(held))]
     if step.offload:
         found.append(("main memory beside it (an estimate)", _told(training_memory.optimiser(student))))
     if context.exact is not context:
@@ -59,19 +60,24 @@ def _told(held: Mapping[str, float]) -> str:
 
 
 def step_of(context: Context) -> training_memory.Step:
+    from edgeslm import parallel
     from edgeslm.pipeline.distill import taught_live
 
     train, compute, heard = context.recipe.distill.train, context.compute, taught_live(context)
     vocabulary = context.recipe.student.vocabulary
     folded = vocabulary is not None and vocabulary.removed == "first_piece"
-    rows = min(train.micro_rows, context.recipe.batch_rows)
+    cut = train.parallel.kind == "fsdp2"
+    ranks = max(parallel.size(), 2 if cut else 1)  # a recipe that is for several is told for two where none are there
+    rows = min(train.micro_rows, -(-context.recipe.batch_rows // ranks))
     return training_memory.Step(
         rows=rows,
         length=context.recipe.data.sequence,
         number_bytes=compute.dtype.itemsize,
         gpu=compute.device.type == "cuda",
         recompute=train.recompute,
-        batches=-(-context.recipe.batch_rows // rows),
+        batches=-(-context.recipe.batch_rows // (rows * ranks)),
+        ranks=ranks,
+        cut=cut,
         offload=train.offload,
         heard=heard,
         teachers=1 + (heard and (folded or context.recipe.teacher.format is not None)),

@@ -101,6 +101,8 @@ def _memory(context: Context, part: Any, student: Mapping[str, Any], adapters: i
     batch_rows = part.batch_tokens // context.recipe.data.sequence
     rows = min(part.micro_rows, batch_rows)
     elsewhere = bool(adapters)  # or, here, nowhere
-    step = replace(check_memory.step_of(context), rows=rows, batches=-(-batch_rows // rows), offload=elsewhere)
+    step = replace(
+        check_memory.step_of(context), rows=rows, batches=-(-batch_rows // rows), offload=elsewhere, ranks=1, cut=False
+    )
     own = (training_memory.FLOAT * 2 + training_memory.ADAM_MOMENTS * training_memory.FLOAT) * adapters
     return own + sum(training_memory.parts(student, None, step).values())

@@ -6,14 +6,13 @@ Letters: b bytes of a number in the type of computing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeslm import cost, training_memory
 from edgeslm.training_cost.grid import Point
 
 SHARE = 0.9  # of the memory there is; the rest is the allocator's and the libraries'
-SHARED = ("masters", "moments", "gradients", "weights")  # what fsdp2 shares out among ranks
 FLOAT = 4
 
 
@@ -37,10 +36,8 @@ def needs(
     peers: int = 1,
 ) -> Needs:
     """`step`: of one rank. `peers`: students that train together (online distillation)."""
+    step = replace(step, ranks=point.ranks, cut=point.parallel == "fsdp2")
     held = dict(training_memory.parts(student, teacher, step))
-    if point.parallel == "fsdp2":
-        held["weights"] *= FLOAT / step.number_bytes  # they lie in float32 and are cast where they are gathered
-        held |= {name: held[name] / point.ranks for name in SHARED if name in held}
     beside = held.pop("teacher", 0.0)
     one = peers * (sum(held.values()) + (eager_bytes(student, step) if point.attention == "eager" else 0.0)) + beside
     return Needs(one, one if step.gpu else one * point.ranks)
