@@ -147,6 +147,15 @@ def line(name: str, row: Row) -> str:
     return f"{name:32} {row['dtype']:9} {estimated} estimated {measured} measured {100 * error(row):+6.1f} %"
 
 
+def table(entry: Row) -> str:
+    """Markdown."""
+    made = ["| training | type | estimate of `check` | measured peak | |", "|---|---|---|---|---|"]
+    for name, row in entry["rows"].items():
+        estimated, measured = (f"{row[key] / 1e6:.0f} MB" for key in ("estimated_bytes", "measured_bytes"))
+        made.append(f"| {name} | {row['dtype']} | {estimated} | {measured} | {error(row):+.1%} |")
+    return "\n".join(made)
+
+
 def show(records: list[Row]) -> Row:
     rows = records[-1]["rows"]
     for name, row in rows.items():

@@ -21,6 +21,7 @@ from benchmarks import (
     grid_cost,
     grid_options,
     load_gguf,
+    memory_plan,
     methods_table,
     parity,
     picture,
@@ -29,6 +30,7 @@ from benchmarks import (
     quickstart_controls,
     record,
     retention,
+    students_table,
     train_step,
 )
 from benchmarks.rivals.rows import best_rival
@@ -183,6 +185,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "encoders": lambda: encoders.table(record.read(encoders.NAME)),
     "devices": lambda: devices.table(record.read(devices.NAME)),
     "parity": lambda: parity.table(record.read(parity.NAME)[-1]),
+    "students": lambda: students_table.readme(record.read("students")),
+    "memory": lambda: memory_plan.table(record.read(memory_plan.NAME)[-1]),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)[-1]),
     "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),

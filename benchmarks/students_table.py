@@ -140,6 +140,17 @@ def show(records: list[Row]) -> Row:
             "vocabulary_bits_per_byte_ratio": None, **headline(records)}  # fmt: skip
 
 
+def readme(records: list[Row]) -> str:
+    """Markdown: the rows, and in words what fewer tokens cost."""
+    v = vocabulary(records)
+    return "\n".join(lines(records)) + (
+        f"\n\nRows of 0 tokens are before any training. With {v['vocabulary_removed']:.0%} of SmolLM2's vocabulary "
+        f"removed and {v['vocabulary_trained_tokens']:,} tokens trained, held-out text takes "
+        f"{v['vocabulary_bits_per_byte_ratio'] - 1:.1%} more bits a byte than of the teacher as it is, and "
+        f"{v['vocabulary_bits_per_byte_over_whole_trained'] - 1:.1%} more than of the whole one trained alike."
+    )
+
+
 def lines(records: list[Row]) -> list[str]:
     return [*rows_table(records), *curve_table(records)]
 
