@@ -129,7 +129,7 @@ def table(entry: Row) -> str:
         memory = f[f"{prefix}memory_ratio"]
         cells = [names[side], OURS[side][0], *(spread(f, f"{prefix}{kind}_ratio") for kind in PHASES)]
         lines.append("| " + " | ".join([*cells, f"{memory:.3f}" if memory else "–"]) + " |")
-    files = " and ".join(filter(None, (entry["model"], entry["onnx"])))
+    files = " and ".join(filter(None, (entry["model"], entry.get("onnx"))))
     return (
         "\n".join(lines) + f"\n\nOurs over theirs (1 is equal), median and range of {len(entry['rounds'])} alternating "
         f"runs on {files}: {entry['prompt_tokens']} prompt tokens, {entry['new_tokens']} new ones, "
