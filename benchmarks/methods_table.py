@@ -68,7 +68,7 @@ def rival() -> Row:
     records = record.read(gkd_trainer.NAME)
     if not records:
         return {}
-    last = gkd_trainer.figures(records[-1], gkd_trainer.HEADLINE)
+    last = gkd_trainer.figures(gkd_trainer.newest(records)[gkd_trainer.HEADLINE], gkd_trainer.HEADLINE)
     return {key: last[key] for key in ("trl_tokens_per_s_ratio", "trl_peak_memory_ratio")}
 
 

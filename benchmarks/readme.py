@@ -187,7 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": lambda: parity.table(record.read(parity.NAME)[-1]),
     "students": lambda: students_table.readme(record.read("students")),
     "memory": lambda: memory_plan.table(record.read(memory_plan.NAME)[-1]),
-    "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)[-1]),
+    "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)),
     "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
