@@ -41,6 +41,7 @@ METHOD_RECIPES = {
     "stories15m-9m": "assistant_made",
     "stories15m-6m-recorded": "recorded_sampled",
     "stories15m-6m-on-policy": "on_policy",
+    "stories15m-6m-data-free": "data_free",
     "stories15m-6m-two-teachers": "teachers_mean",
     "stories15m-6m-self-taught": "self_average",
 }
