@@ -47,16 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "bench.json"
         command = [sys.executable, "-m", "edgeslm", "bench", *arguments.files, "--out", str(out)]
-        for name in (
-            "prefill",
-            "depths",
-            "new_tokens",
-            "processes",
-            "repeats",
-            "sustained",
-            "watts_per_core",
-            "energy",
-        ):
+        for name in OPTIONS:
             value = getattr(arguments, name)
             command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
         done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)

@@ -367,8 +367,14 @@ def test_a_point_in_the_words_of_a_recipe(ready):
     assert said[:3] == ["distill.train.attention=eager", "distill.train.micro_rows=1", "distill.train.compile=true"]
     train = recipes.load(ready.context.base / "tiny.yaml", [*QUICK, *said]).distill.train
     assert (train.attention, train.micro_rows, train.compile, train.parallel.kind) == ("eager", 1, True, "fsdp2")
-    assert prepared.overrides(recipe, own, own) == [] and prepared.offered(recipe, changed)
-    assert not prepared.offered(recipe, replace(own, attention="flash"))
+    assert prepared.overrides(recipe, own, own) == [] and prepared.offered(recipe, changed, "gloo")
+    assert not prepared.offered(recipe, replace(own, attention="flash"), "gloo")
+    assert not prepared.offered(recipe, changed, "nccl") and prepared.offered(recipe, own, "nccl")
+    started = prepared.command(recipe, changed, own)
+    assert started == f"torchrun --nproc-per-node 2 -m edgeslm run RECIPE {' '.join(said)}"
+    assert prepared.command(recipe, own, own) == ""
+    two = replace(own, ranks=2, parallel="ddp", backend="gloo")
+    assert prepared.command(recipe, two, own) == "torchrun --nproc-per-node 2 -m edgeslm run RECIPE"
     shared = recipes.load(ready.context.base / "tiny.yaml", [*QUICK, "distill.train.parallel={kind: fsdp2}"])
     assert prepared.overrides(shared, own, own) == ["distill.train.parallel.kind=ddp"]
     assert of_recipe.begun(shared.model_dump(mode="json"), changed.to_json(), 3).distill.train.parallel.kind == "fsdp2"

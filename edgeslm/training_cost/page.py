@@ -63,8 +63,8 @@ def headline(document: Document) -> Section:
         f"{document['machine']['name']}. Times of the whole training are estimates from a few steps."
     )
     blocks: list[Block] = [Tiles(tuple(tiles))] if tiles else []
-    if told and told["overrides"]:
-        blocks.append(Note("In the recipe or after its name on the command line: " + " ".join(told["overrides"])))
+    if told and told["command"]:
+        blocks.append(Note(f"Start it so, or write what follows RECIPE into it: {told['command']}"))
     return Section("headline", f"How to train {document['recipe']}", blocks, lead.rstrip(".") + ".", more)
 
 
@@ -176,8 +176,8 @@ def lines(document: Document) -> list[str]:
         out.append(f"cost: {document['price_missing']}")
     told = document["recommendation"]
     out += ["", told["sentence"] if told else "Nothing that a recipe can ask for was measured."]
-    if told and told["overrides"]:
-        out.append("  " + " ".join(told["overrides"]))
+    if told and told["command"]:
+        out.append("  " + told["command"])
     return out
 
 

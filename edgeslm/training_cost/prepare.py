@@ -182,8 +182,10 @@ def refusal(recipe: Any, point: Point, here: Here) -> str | None:
     return here.refusal(point)
 
 
-def offered(recipe: Any, point: Point) -> bool:
-    """Whether a recipe can ask for the point."""
+def offered(recipe: Any, point: Point, backend: str) -> bool:
+    """Whether a recipe can ask for the point. `backend`: what its processes would speak over on this device."""
+    if point.ranks > 1 and point.backend != backend:
+        return False
     return point.attention in get_args(type(recipe.distill.train).model_fields["attention"].annotation)
 
 
@@ -196,3 +198,12 @@ def overrides(recipe: Any, point: Point, own: Point) -> list[str]:
     ]
     kind = point.parallel if point.ranks > 1 else grid.PARALLEL[0]
     return said + ([f"distill.train.parallel.kind={kind}"] if kind != recipe.distill.train.parallel.kind else [])
+
+
+def command(recipe: Any, point: Point, own: Point) -> str:
+    """What starts the recipe as `point`; empty where that is how it would be started anyway."""
+    said = overrides(recipe, point, own)
+    if point.ranks == 1 and not said:
+        return ""
+    start = f"torchrun --nproc-per-node {point.ranks} -m edgeslm" if point.ranks > 1 else "edgeslm"
+    return " ".join([start, "run RECIPE", *said])

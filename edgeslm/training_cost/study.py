@@ -120,7 +120,7 @@ def shuffled(rows: Sequence[Row], seed: int, number: int) -> list[Row]:
 
 def document(prepared: Any, rows: Sequence[Row], how: How, price: Price | None, priced_why: str) -> dict[str, Any]:
     """All of it as plain data. `priced_why`: why there is no price, where there is none."""
-    from edgeslm.training_cost.prepare import offered, overrides
+    from edgeslm.training_cost.prepare import command, offered, overrides
 
     recipe, here, own = prepared.context.recipe, prepared.here, prepared.own
     train = recipe.distill.train
@@ -128,7 +128,7 @@ def document(prepared: Any, rows: Sequence[Row], how: How, price: Price | None, 
     candidates = [
         Candidate(row.point, figures.duration(row.point.label, row.results, here, train.steps),
                   max(figures.peaks(row.results), default=None))
-        for row in rows if row.results and offered(recipe, row.point)
+        for row in rows if row.results and offered(recipe, row.point, here.backend)
     ]  # fmt: skip
     choice = choose(candidates, own)
     recommended = None
@@ -139,6 +139,7 @@ def document(prepared: Any, rows: Sequence[Row], how: How, price: Price | None, 
             "label": choice.point.label,
             "sentence": sentence(choice, own, f"{own_row.state}: {own_row.why}"),
             "overrides": overrides(recipe, choice.point, own),
+            "command": command(recipe, choice.point, own),
             "no_difference": [point.label for point in choice.level],
         }
     return {
