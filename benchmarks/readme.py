@@ -32,6 +32,7 @@ from benchmarks import (
     retention,
     students_table,
     train_step,
+    training_cost,
 )
 from benchmarks.rivals.rows import best_rival
 
@@ -188,6 +189,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": lambda: parity.table(record.read(parity.NAME)[-1]),
     "students": lambda: students_table.readme(record.read("students")),
     "memory": lambda: memory_plan.table(record.read(memory_plan.NAME)[-1]),
+    "cost": lambda: training_cost.table(record.read(training_cost.NAME)),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)),
     "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),

@@ -182,6 +182,27 @@ def show(records: list[dict[str, Any]]) -> dict[str, Any]:
     return {**{name: finding.verdict for name, finding in found.items()}, "tokens_per_s": best}
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: the newest run, and what it says of each finding."""
+    last = records[-1]
+    lines = ["| shape | how | tokens/s | of bound | peak memory |", "|---|---|---|---|---|"]
+    for row, given in zip(flat(last), last["rows"], strict=True):
+        if row["state"] == MEASURED:
+            speed = statistics.median(row["tokens_per_s"])
+            peak = max(row["peak_memory_bytes"], default=0) / 1e9
+            bound = f"{speed / given['bound_tokens_per_s']:.0%}"
+            lines.append(
+                f"| {row['shape']} | {Point(**given['point']).label} | {speed:,.0f} | {bound} | {peak:.2f} GB |"
+            )
+    findings = {name: test(latest(records)) for name, test in FINDINGS.items()}
+    said = [f"- {name.replace('_', ' ')}: {finding.verdict} ({finding.why})" for name, finding in findings.items()]
+    batch = last["batch"]
+    about = (
+        f"{last['device']['name']}, {last['device']['dtype']}, {batch['rows']} rows of {batch['length']} tokens a step."
+    )
+    return "\n".join([*lines, "", about, "", *said])
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     def shapes(text: str) -> list[str]:
         if unknown := [name for name in text.split(",") if name not in SHAPES]:
