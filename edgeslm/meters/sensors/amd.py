@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from edgeslm.meters.sensors.base import Sensor
-from edgeslm.meters.sensors.nvml import MOST_W, NOTE, reader
+from edgeslm.meters.sensors.nvml import of_cards
 from edgeslm.meters.sensors.probe import radeon
 
 PROBE = (sys.executable, "-P", str(Path(__file__).with_name("probe.py")), "amd")
@@ -25,17 +25,4 @@ def look(root: Path) -> tuple[list[Sensor], str]:
         return [], "AMD's counters need the package amdsmi; install the extra 'energy-amd'"
     except RuntimeError as error:
         return [], f"no AMD graphics processor can be read ({error})"
-    if not cards:
-        return [], "no AMD graphics processor is here"
-    return [
-        Sensor(
-            name=f"amd {index}",
-            covers=f"graphics processor {index} ({card['name']})",
-            read=reader(index),
-            commands=(PROBE,),
-            most_w=MOST_W,
-            held=True,
-            note=NOTE,
-        )
-        for index, card in enumerate(cards)
-    ], ""
+    return (of_cards("amd", cards, PROBE), "") if cards else ([], "no AMD graphics processor is here")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgeslm.meters.sensors.base import Sample, Sensor, Texts
 from edgeslm.meters.sensors.probe import answer, graphics
@@ -27,18 +28,23 @@ def look(root: Path) -> tuple[list[Sensor], str]:
         return [], "NVIDIA's counters need the package nvidia-ml-py; install the extra 'energy'"
     except RuntimeError as error:
         return [], f"no NVIDIA graphics processor can be read ({error})"
+    return of_cards("nvml", cards, PROBE), ""
+
+
+def of_cards(kind: str, cards: list[dict[str, Any]], probe: tuple[str, ...]) -> list[Sensor]:
+    """One sensor a card, all read by one program."""
     return [
         Sensor(
-            name=f"nvml {index}",
+            name=f"{kind} {index}",
             covers=f"graphics processor {index} ({card['name']})",
             read=reader(index),
-            commands=(PROBE,),
+            commands=(probe,),
             most_w=MOST_W,
             held=True,
             note=NOTE,
         )
         for index, card in enumerate(cards)
-    ], ""
+    ]
 
 
 def reader(index: int) -> Callable[[Texts], Sample | None]:
