@@ -33,6 +33,7 @@ test: lint native
 
 # The native worker, llama-bench and llama-perplexity, which some tests compare with; kept in the cache.
 native: setup
+	@command -v cmake >/dev/null || { echo "test: cmake is missing, installing it (as root)"; apt-get update -qq && apt-get install -y -qq cmake >/dev/null || true; }
 	@$(BIN)/edgeslm devices build-runtime native || echo "test: the native worker could not be built; its tests are skipped"
 
 # Long proofs on real models: exactness, resume, tokenizers on all text. About an hour on two cores.
