@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ class Artifact:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Artifact:
         return cls(**{**data, "path": Path(data["path"])})
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """At once or not at all: who reads meanwhile, or goes on after a kill, finds what was there. Raises OSError."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
 
 
 def file_sha256(path: Path) -> str:

@@ -108,6 +108,18 @@ def _again(layer: nn.Module, *inputs: Any, **named: Any) -> Any:
     return checkpoint(forward, layer, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows of a tensor that ranks share (a DTensor); any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def release(model: Any) -> None:
+    """Before a module's weights are written: what it gathered of other ranks' rows is let go."""
+    for part in model.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def uncompiled() -> AbstractContextManager[None]:
     """Inside, compiled modules run as they were written: for other shapes than training's, seen once or twice."""
     return torch.compiler.set_stance("force_eager")

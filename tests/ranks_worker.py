@@ -16,7 +16,7 @@ from test_scheme_kinds import CASES, KL, STEPS, Stopped, loop, make, run, studen
 from transformers import LlamaForCausalLM
 
 from edgeslm import parallel
-from edgeslm.parallel.ranks import local
+from edgeslm.compute import local
 from edgeslm.parallel.shards import Shards, gathered
 from edgeslm.schemes.step import Step
 from edgeslm.teachers.live import LiveTeacher

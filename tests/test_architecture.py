@@ -41,7 +41,10 @@ MAY_NOT = {
     "knowledge": lambda room: room != "knowledge",
     "export": lambda room: room in ("teachers", "knowledge", "schemes", "devices", "runtimes", "pipeline", "data"),
     "schemes": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "report"),
-    "quantize": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "teachers"),
+    "quantize": lambda room: (
+        room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "teachers", "parallel")
+    ),
+    "parallel": lambda room: room not in ("parallel", "data", "models", "quantize", "compute", "errors"),
     "insight": lambda room: room not in ("insight", "models", "evaluate"),
     "encoders": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline", "report"),
     "students": lambda room: room in ("export", "devices", "runtimes", "evaluate", "benchmark", "pipeline"),

@@ -47,10 +47,7 @@ SERVED = "{kind: served, address: '127.0.0.1:9', k: 8, timeout_s: 0.1}"
 
 @pytest.fixture(scope="module", autouse=True)
 def no_timing():
-    """One matrix product is timed for an estimate; it decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeslm.compute.matmul_flops", lambda *_, **__: 1e9)
-        yield
+    yield from tiny.no_timing()
 
 
 @pytest.fixture(scope="module")

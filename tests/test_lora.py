@@ -25,7 +25,6 @@ from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.quantize.frozen import Frozen
 from edgeslm.recipe_sft import LoraPart
-from edgeslm.schemes.step import Step
 
 peft = pytest.importorskip("peft")
 
@@ -281,18 +280,9 @@ def test_what_is_kept_is_the_same_model_to_peft(whole):
     assert all(torch.equal(p, merged[n]) for n, p in again.named_parameters() if n in merged)
 
 
-def test_stopped_and_gone_on_with_is_the_same_dropout_and_all(recipe, whole, tmp_path, monkeypatch):
-    update = Step.__call__
-
-    def stops(step: Step, *given: Any, **how: Any) -> Any:
-        if how["index"] == 2:
-            raise KeyboardInterrupt
-        return update(step, *given, **how)
-
-    monkeypatch.setattr(Step, "__call__", stops)
-    with pytest.raises(KeyboardInterrupt):
+def test_stopped_and_gone_on_with_is_the_same_dropout_and_all(recipe, whole, tmp_path):
+    with tiny.stopping_at(2):
         stage(recipe, tmp_path)
-    monkeypatch.setattr(Step, "__call__", update)
     again = stage(recipe, tmp_path, "sft.lora.keep=true")
     ours, theirs = weights(whole / "model"), weights(again / "model")
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

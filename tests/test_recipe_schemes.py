@@ -39,10 +39,7 @@ MORE = "teacher.more=[{model: other, weight: 2}]"
 
 @pytest.fixture(scope="module", autouse=True)
 def no_timing():
-    """One matrix product is timed for an estimate; it decides nothing here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edgeslm.compute.matmul_flops", lambda *_, **__: 1e9)
-        yield
+    yield from tiny.no_timing()
 
 
 @pytest.fixture(scope="module")

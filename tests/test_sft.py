@@ -25,7 +25,6 @@ from edgeslm.pipeline.run import run
 from edgeslm.pipeline.sft_figures import contains
 from edgeslm.pipeline.stage import Context, stage_hash
 from edgeslm.progress import Progress
-from edgeslm.schemes.step import Step
 from edgeslm.teachers.live import LiveTeacher
 
 SMOLLM2 = (
@@ -313,19 +312,10 @@ def test_answers_that_are_kept_apart_are_learned_to_be_given(whole):
     assert not (whole / "checkpoint.safetensors").exists()
 
 
-def test_same_again_and_stopped_and_gone_on_with(folder, whole, tmp_path, monkeypatch):
-    update = Step.__call__
-
-    def stops(step: Step, *given: Any, **how: Any) -> Any:
-        if how["index"] == 3:
-            raise KeyboardInterrupt
-        return update(step, *given, **how)
-
-    monkeypatch.setattr(Step, "__call__", stops)
-    with pytest.raises(KeyboardInterrupt):
+def test_same_again_and_stopped_and_gone_on_with(folder, whole, tmp_path):
+    with tiny.stopping_at(3):
         tuned(folder, tmp_path)
     assert len(next(tmp_path.glob("tiny/sft-*/log.jsonl")).read_text().splitlines()) == 3
-    monkeypatch.setattr(Step, "__call__", update)
     again = tuned(folder, tmp_path)
     assert same(whole, again) and again.name == whole.name
     assert json.loads((again / "sft.json").read_text()) == json.loads((whole / "sft.json").read_text())

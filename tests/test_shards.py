@@ -14,7 +14,7 @@ import ranks_worker
 import tiny
 import torch
 from safetensors.torch import load_file
-from test_ranks import HERE, QUICK, alike, log, torchrun
+from test_ranks import HERE, QUICK, alike, learn_what_one_learns, log, torchrun
 from torch import nn
 
 from edgeslm import recipe as recipes
@@ -38,13 +38,7 @@ SCHEMES = [
 
 def test_two_processes_that_share_a_student_learn_what_one_learns(tmp_path):
     """Every kind of loop; stopped and gone on is as never stopped, bit for bit; each holds half of everything."""
-    jobs = [f"fsdp2: {name}" for name in SCHEMES]
-    done = torchrun(HERE / "ranks_worker.py", tmp_path / "many", *jobs, f"{jobs[0]}{ranks_worker.STOPPED}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    for job in jobs:
-        assert min(alike(job, tmp_path)) > 0.97
-    once, again = (tmp_path / "many" / f"fsdp2-offline,-features{end}.safetensors" for end in ("", ",-stopped"))
-    assert once.read_bytes() == again.read_bytes()
+    learn_what_one_learns("fsdp2", SCHEMES, tmp_path)
     (step,) = ranks_worker.one(SCHEMES[0], tmp_path / "alone", ranks_worker.parallel.ALONE)
     held = json.loads((tmp_path / "many" / "fsdp2-offline,-features.json").read_text())
     assert [size / step.held_bytes for size in held] == pytest.approx([0.5, 0.5], abs=0.01)

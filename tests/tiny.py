@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -14,6 +17,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from edgeslm.schemes.step import Step
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -126,6 +131,28 @@ export: {{kinds: {kinds}, teacher: {teachers}}}
 evaluate: {{paths: ["{judge}"], context: 32, windows: 4, prompts: ["Say hello."], answer_tokens: 4}}
 benchmark: {{prompt_tokens: 8, new_tokens: 4, processes: 1, repeats: 2, warmups: 1}}
 """
+
+
+def no_timing() -> Iterator[None]:
+    """For a fixture. One matrix product is timed for an estimate; it decides nothing in tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeslm.compute.matmul_flops", lambda *_, **__: 1e9)
+        yield
+
+
+@contextmanager
+def stopping_at(index: int) -> Iterator[None]:
+    """Training inside is stopped by Ctrl-C before that update."""
+    update = Step.__call__
+
+    def stops(step: Step, *given: Any, **how: Any) -> Any:
+        if how["index"] == index:
+            raise KeyboardInterrupt
+        return update(step, *given, **how)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Step, "__call__", stops)
+        yield
 
 
 def recipe(folder: Path, kinds: str = "[gguf]", teachers: str = "[gguf-f32]") -> Path:

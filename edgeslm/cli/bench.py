@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm import units
+from edgeslm.artifact import write_whole
 from edgeslm.benchmark.run import OnProgress, bench
 from edgeslm.benchmark.settings import Settings
 from edgeslm.errors import DataError, DeviceError
@@ -170,9 +171,7 @@ def length_of(m: Measurement) -> str:
 
 def write(document: dict[str, Any], out: Path) -> None:
     """As one JSON file, atomically. Raises DataError where it cannot be written."""
-    part = out.with_name(out.name + ".part")
     try:
-        part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        part.replace(out)
+        write_whole(out, (json.dumps(document, indent=1) + "\n").encode())
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror}); give --out another place") from error

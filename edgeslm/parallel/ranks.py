@@ -83,18 +83,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's rows of a tensor that ranks share (a DTensor); any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def release(model: Any) -> None:
-    """Before a module's weights are written: what it gathered of other ranks' rows is let go."""
-    for part in model.modules():
-        if hasattr(part, "reshard"):
-            part.reshard()
-
-
 def size() -> int:
     """How many processes torchrun said there are, without joining them."""
     return int(os.environ.get("WORLD_SIZE", "1"))

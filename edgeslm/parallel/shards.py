@@ -24,9 +24,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from edgeslm.compute import local, release
 from edgeslm.errors import ModelError
 from edgeslm.models.blocks import Wants, layers_of
-from edgeslm.parallel.ranks import Ranks, local, release
+from edgeslm.parallel.ranks import Ranks
 from edgeslm.quantize.masters import Masters
 
 STATES = "final_states"  # what edgeslm.models.forward calls on a model that has it

@@ -26,8 +26,6 @@ from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
 from edgeslm.recipe_encoder import EncoderRecipe
 
-TYPICAL_SHARE = 0.25  # of the matrix-product bound that a training step reached where it was measured
-
 
 @dataclass
 class Findings:
@@ -216,6 +214,6 @@ def _describe_plan(
         ("device", f"{context.compute.device}, {context.compute.dtype}, {context.compute.threads} threads"),
         *check_memory.lines(context, shape, summary.config),
         *check_groups.lines(context, shape, parameters),
-        ("time to train", f"about {units.seconds(recipe.tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
+        ("time to train", f"about {units.seconds(recipe.tokens / (bound * cost.TYPICAL_SHARE))} (an estimate)"),
         ("files", ", ".join([*recipe.export.kinds, *(f"teacher {t}" for t in recipe.export.teacher)])),
     ]

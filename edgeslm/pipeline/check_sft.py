@@ -43,7 +43,6 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     if text is None or adapters is None or found.problems:
         return
     from edgeslm import compute
-    from edgeslm.pipeline.check import TYPICAL_SHARE
 
     matrices, count = adapters
     flops = compute.matmul_flops(context.compute, seconds=0.2)
@@ -54,7 +53,7 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
         ("sft: dialogues", text),
         *([("sft: LoRA", _told(part.lora, matrices, count, cost.counts(student).total))] if part.lora else []),
         ("sft: memory (an estimate)", units.byte_count(_memory(context, part, student, count))),
-        ("sft: time", f"about {units.seconds(tokens / (bound * TYPICAL_SHARE))} (an estimate)"),
+        ("sft: time", f"about {units.seconds(tokens / (bound * cost.TYPICAL_SHARE))} (an estimate)"),
     ]
 
 

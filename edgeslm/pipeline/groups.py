@@ -127,7 +127,9 @@ def served(recipe: Recipe, base: Path, runs: Path) -> Recipe:
     Raises RecipeError for groups that ask nobody."""
     scheme: Any = recipe.distill.scheme if isinstance(recipe, Recipe) else None
     if getattr(scheme, "kind", "") != "codistill" or scheme.share.kind != "served":
-        raise RecipeError(["distill.scheme: nobody would ask; serve is for {kind: codistill, share: {kind: served}}"])
+        raise RecipeError(
+            ["distill.scheme: nobody would ask; serve-peers is for {kind: codistill, share: {kind: served}}"]
+        )
     place = base / Path(scheme.folder).expanduser() if scheme.folder else runs / f"{recipe.name}-exchange"
     asked = scheme.share.model_copy(update={"address": scheme.share.address or "localhost:7310"})  # it asks nobody
     part = scheme.model_copy(update={"group": None, "folder": str(place.absolute()), "share": asked})

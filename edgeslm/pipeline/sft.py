@@ -67,7 +67,6 @@ def _sft(context: Context, folder: Path) -> None:
     from edgeslm.models.turned import save
     from edgeslm.schemes import offline
     from edgeslm.schemes.loop import Loop
-    from edgeslm.schemes.step import Diverged
 
     part, seed = context.recipe.sft, context.recipe.seed
     assert part is not None
@@ -94,10 +93,7 @@ def _sft(context: Context, folder: Path) -> None:
         fields={"answers": rows.answers},
         name="sft",
     )
-    try:
-        offline.run([step], None, loop, None)
-    except Diverged as error:
-        raise Diverged(str(error).replace("distill.train.lr", "sft.lr")) from None
+    offline.run([step], None, loop, None)
     if adapted is None:
         for master in step.masters.items:
             master.weight.data = master.value.data
@@ -140,7 +136,7 @@ def _step(context: Context, student: Any) -> Any:
     part = context.recipe.sft
     assert part is not None
     masters = attach(student, {name: "f32" for name, _ in student.named_parameters()}, context.compute.dtype)
-    settings = StepSettings(part.micro_rows, part.clip, part.weight_decay, part.betas, None)
+    settings = StepSettings(part.micro_rows, part.clip, part.weight_decay, part.betas, None, lr_key="sft.lr")
     return Step(student, masters, Objective.build([TERM]), settings)
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeslm.artifact import file_sha256
+from edgeslm.artifact import file_sha256, write_whole
 from edgeslm.errors import ModelError
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe, expand
@@ -249,9 +249,7 @@ def version_of(package: str) -> str | None:
 
 def write_json(path: Path, data: Any) -> None:
     """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from edgeslm.compute import local
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
-from edgeslm.parallel.ranks import local
 from edgeslm.quantize.importance import block_importance
 from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS

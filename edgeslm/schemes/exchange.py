@@ -148,17 +148,25 @@ def accept(bring: Callable[[Path], Any], group: int, step: int | None, recipe: s
     what = f"group {group}, {'answer' if step is None else f'step {step}'}"
     try:
         bring(part)
-        mark, tensors = read(part, what)
-        if mark.group != group or step not in (None, mark.step):
-            raise Unusable(f"{what}: holds step {mark.step} of group {mark.group}")
-        if mark.recipe != recipe:
-            raise Unusable(f"{what}: is of another recipe or other text ({mark.recipe})")
-        if problem := wrong(tensors):
-            raise Unusable(f"{what}: {problem}")
+        mark, _ = read_ours(part, group, step, recipe, wrong, what)
         os.replace(part, into)
     finally:
         part.unlink(missing_ok=True)
     return mark
+
+
+def read_ours(
+    path: Path, group: int, step: int | None, recipe: str, wrong: Wrong, what: str
+) -> tuple[Mark, dict[str, Tensor]]:
+    """A file that may be learned from: of this group and recipe, and of this step (None: of any). Raises as `read`."""
+    mark, tensors = read(path, what)
+    if mark.group != group or step not in (None, mark.step):
+        raise Unusable(f"{what}: holds step {mark.step} of group {mark.group}")
+    if mark.recipe != recipe:
+        raise Unusable(f"{what}: is of another recipe or other text ({mark.recipe})")
+    if problem := wrong(tensors):
+        raise Unusable(f"{what}: {problem}")
+    return mark, tensors
 
 
 def read(path: Path, what: str | None = None) -> tuple[Mark, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgeslm.artifact import write_whole
 from edgeslm.parallel import ALONE, Ranks
 from edgeslm.schemes import checkpoint
 from edgeslm.schemes.exchange import Mark, Unusable, read
@@ -35,7 +36,7 @@ class ExchangeLog:
         for line in before:
             self._put(line)
         if ranks.first:
-            _rewrite(self.path, before)
+            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in before).encode())
 
     def taken(self, group: int, step: int) -> dict[int, Line]:
         """{peer: line} of an exchange that was made before the run was stopped, as far as its files are still whole."""
@@ -114,13 +115,6 @@ class ExchangeLog:
         for path in self.folder.glob(f"{COPIES}*"):
             if path.name not in names:
                 path.unlink(missing_ok=True)
-
-
-def _rewrite(path: Path, lines: list[Line]) -> None:
-    """At once or not at all: a run killed meanwhile must still know what it took."""
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _whole_lines(path: Path) -> list[Line]:

@@ -10,6 +10,7 @@ import socketserver
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,9 @@ class Desk:
         return said + [f"passed over: {what}" for what in problems if what not in before]
 
     def _take(self, group: int, step: int) -> None:
-        what = f"group {group}, step {step}"
-        mark, tensors = exchange.read(exchange.path_of(self.folder, group, step), what)
-        if (mark.group, mark.step) != (group, step):
-            raise Unusable(f"{what}: holds step {mark.step} of group {mark.group}")
-        if mark.recipe != self.recipe:
-            raise Unusable(f"{what}: is of another recipe or other text ({mark.recipe})")
-        if problem := exchange.other_weights(tensors, dict(self.like.named_parameters())):
-            raise Unusable(f"{what}: {problem}")
+        path, what = exchange.path_of(self.folder, group, step), f"group {group}, step {step}"
+        fits = partial(exchange.other_weights, like=dict(self.like.named_parameters()))
+        mark, tensors = exchange.read_ours(path, group, step, self.recipe, fits, what)
         model = self.models.get(group) or copy.deepcopy(self.like).requires_grad_(False)
         with self.lock, torch.no_grad():
             for name, value in model.named_parameters():

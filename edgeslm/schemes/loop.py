@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeslm.artifact import write_whole
 from edgeslm.data.batch import Batch
 from edgeslm.data.on_policy import Distance, OnPolicy
 from edgeslm.data.rows import Rows
@@ -165,9 +166,7 @@ def cut_log(log: Path, done: int) -> None:
     if not log.exists():
         return
     kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= done]
-    part = log.with_name(log.name + ".part")  # a run killed meanwhile keeps what it had
-    part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(part, log)
+    write_whole(log, "".join(line + "\n" for line in kept).encode())
 
 
 def _step_of(line: str) -> float:

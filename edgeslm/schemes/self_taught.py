@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeslm.parallel.ranks import release
+from edgeslm.compute import release
 from edgeslm.schemes.loop import Loop, turns
 from edgeslm.schemes.step import Step
 from edgeslm.teachers.base import Teacher

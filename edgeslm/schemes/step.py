@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeslm.compute import local
 from edgeslm.data.batch import Batch
 from edgeslm.errors import EdgeSLMError
 from edgeslm.knowledge.base import Layer
 from edgeslm.models.blocks import reading
 from edgeslm.models.view import CAUSAL, View
 from edgeslm.parallel.engine import Alone, Engine
-from edgeslm.parallel.ranks import local
 from edgeslm.quantize.masters import Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
@@ -42,6 +42,7 @@ class StepSettings:
     own_share: float = 1.0  # learning rate of weights that belong to losses, as a share of the weights' learning rate
     exits: tuple[int, ...] = ()  # layers whose own predictions are taught by the last one's (deep to shallow)
     shares: Mapping[str, float] = field(default_factory=dict)  # weight's name -> its share of the learning rate, or 1
+    lr_key: str = "distill.train.lr"  # what the recipe calls the learning rate, for the sentence about divergence
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Step:
         objective = objective or self.objective
         total, sums = self._backward(batch, teacher, objective)
         if not math.isfinite(total):
-            raise Diverged(f"the loss is {total} at step {index}; lower distill.train.lr or look at the data")
+            raise Diverged(f"the loss is {total} at step {index}; lower {self.settings.lr_key} or look at the data")
         if only is not None:
             self._hold(only)
         norm = torch.nn.utils.clip_grad_norm_(self.clipped, self.settings.clip)

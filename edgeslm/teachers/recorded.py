@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgeslm.artifact import file_sha256
+from edgeslm.artifact import file_sha256, write_whole
 from edgeslm.data.batch import Batch
 from edgeslm.data.rows import Rows
 from edgeslm.errors import DataError
@@ -76,7 +76,7 @@ def record(
         **about,
         "shards": shards,
     }
-    _replace(folder / "index.json", json.dumps(index, indent=1).encode())
+    write_whole(folder / "index.json", json.dumps(index, indent=1).encode())
 
 
 def _whole(path: Path, ids: list[str]) -> bool:
@@ -122,12 +122,6 @@ def _row(output: Output, targets: Tensor, how: Recording, name: str) -> Kept:
         logits = dense(output.rows(part, targets[part]))
         found.append(keep(logits.cpu(), how.count, how.samples, how.temperature, uniform[part]))
     return Kept(*(torch.cat([getattr(f, name) for f in found]) for name in FIELDS))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeslm import cost, training_memory
+from edgeslm.pipeline.stage import SHARE
 from edgeslm.training_cost.grid import Point
-
-SHARE = 0.9  # of the memory there is; the rest is the allocator's and the libraries'
-FLOAT = 4
+from edgeslm.training_memory import FLOAT
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeslm import statistics, units
+from edgeslm import cost, statistics, units
 from edgeslm.devices.facts import busy_cores
 from edgeslm.errors import RuntimeFailure
 from edgeslm.training_cost import figures, launch
@@ -20,7 +20,6 @@ from edgeslm.training_cost.store import MEASURED, Store, key_of
 LEAST_REPEATS = 3  # fresh processes a point: fewer give an interval that says nothing
 START_S, COMPILE_S = 15.0, 45.0  # of a process before its first step, and of compilation: for the time that is told
 BUSY = 0.75  # of the cores at work before anything is measured
-TYPICAL_SHARE = 0.25  # as edgeslm.pipeline.check has it
 REFUSED, TOO_LARGE = "cannot run here", "does not fit (an estimate)"
 Run = Callable[[Mapping[str, Any], int], dict[str, Any]]
 
@@ -74,7 +73,7 @@ def rows_of(prepared: Any, points: Sequence[Point]) -> list[Row]:
 def expected_s(prepared: Any, points: Sequence[Point], how: How) -> float:
     """An estimate of what measuring takes, from one matrix product and a typical share of it."""
     tokens = prepared.context.recipe.distill.train.batch_tokens * (how.steps + how.warmups)
-    steps = tokens / (prepared.bound_tokens_per_s * TYPICAL_SHARE)
+    steps = tokens / (prepared.bound_tokens_per_s * cost.TYPICAL_SHARE)
     return how.repeats * sum(START_S + COMPILE_S * point.compile + steps for point in points)
 
 
