@@ -113,6 +113,16 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def own_rows(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The rows of `whole` that this rank holds of `like`, cut along the first dimension as `Shard(0)` says; all of them
+    where `like` is whole too."""
+    if not hasattr(like, "to_local"):
+        return whole
+    each = -(-whole.shape[0] // like.device_mesh.size())  # type: ignore[attr-defined]
+    first = min(whole.shape[0], each * like.device_mesh.get_local_rank())  # type: ignore[attr-defined]
+    return whole[first : first + like.to_local().shape[0]]
+
+
 def release(model: Any) -> None:
     """Before a module's weights are written: what it gathered of other ranks' rows is let go."""
     for part in model.modules():

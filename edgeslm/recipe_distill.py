@@ -234,11 +234,6 @@ class DistillPart(Part):
             raise ValueError(
                 "on_policy: text that the student writes has no recorded targets; use targets: {kind: live}"
             )
-        if self.train.parallel.kind == "fsdp2" and scheme == "codistill":
-            raise ValueError(
-                "train.parallel: copies that codistil read each other's whole weights, and with fsdp2 no process has "
-                "them; use parallel: {kind: ddp}"
-            )
         if self.on_policy and scheme not in ("offline", "online"):
             raise ValueError(f"on_policy: students write in the offline and online schemes, not in '{scheme}'")
         return self

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgeslm.parallel.ranks import ALONE, Ranks
 
@@ -24,6 +24,10 @@ class Engine(Protocol):
     def twin(self, model: nn.Module) -> nn.Module:
         """A copy of the student's module with the weights that it has, held as the student is."""
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """All weights of the student's module or of a twin, whole, on the first rank; elsewhere too, or none. All ranks
+        call."""
+
 
 class Alone:
     """One process: modules' gradients go to their masters by themselves."""
@@ -38,3 +42,6 @@ class Alone:
 
     def twin(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(model.named_parameters())

@@ -54,6 +54,9 @@ class Replicas:
     def twin(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(model.named_parameters())
+
 
 class _Pass(nn.Module):
     """The forward of a pass, losses included, as the forward of one module."""

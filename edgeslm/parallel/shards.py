@@ -64,6 +64,9 @@ class Shards:
                 weight.copy_(weights[name])
         return made
 
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return weights_of(model, self.ranks)
+
 
 def spread(model: nn.Module, dtype: torch.dtype, let_go: bool = True, device: torch.device | None = None) -> None:
     """Cuts a transformers model in place; its weights are gathered in `dtype`. `let_go`: of a layer's weights between

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from edgeslm.compute import local, own_rows
 from edgeslm.errors import DataError
 from edgeslm.schemes import exchange
 from edgeslm.schemes.exchange import Mark, Unusable
@@ -36,7 +37,7 @@ POLL_S = 0.2
 
 def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
     assert loop.exchange is not None
-    log, shelf = ExchangeLog(loop.folder, loop.ranks), Shelf(steps[0].model)
+    log, shelf = ExchangeLog(loop.folder, loop.ranks), Shelf(partial(steps[0].engine.twin, steps[0].model))
     made = zip(loop.exchange.here, steps, loop.exchange.orders, strict=True)
     groups = [Group(me, step, replace(loop, order=order), part, log, shelf) for me, step, order in made]
     first = True
@@ -94,7 +95,7 @@ def finish(groups: Sequence[Group], part: Any, loop: Loop) -> None:
     if part.after == "average":
         problems += groups[0].take(done, groups[0].others)
         groups[0].become_mean()
-        if loop.ranks.first:
+        if loop.ranks.first or loop.cut:
             loop.measure(done)
     for problem in problems:
         loop.progress.say(f"  codistill: {problem}")
@@ -124,11 +125,13 @@ class Group:
         self.used = {peer: line for peer, line in self.log.in_use(self.me, done).items() if peer in self.peers}
 
     def write(self, done: int) -> list[str]:
-        if not self.loop.ranks.first:
+        first = self.loop.ranks.first
+        offered = self.sharing.offer() if first or self.loop.cut else {}
+        if not first:
             return []
         mark = Mark(self.me, done, done * self.loop.batch_rows, self.exchange.recipe, "")
         try:
-            exchange.publish(self.exchange.folder, mark, self.sharing.offer(), self._kept())
+            exchange.publish(self.exchange.folder, mark, offered, self._kept())
         except OSError as error:
             if self.part.exchange == "scheduled":
                 raise
@@ -234,9 +237,9 @@ class Group:
         """The mean of what all groups wrote last, as far as this one could read it."""
         found = {peer: self.log.tensors(line) for peer, line in self.used.items()}
         for master in self.step.masters.items:
-            own = {self.me: master.weight.data} | {peer: weights[master.name] for peer, weights in found.items()}
-            ordered = [own[group].to(master.value).float() for group in sorted(own)]
-            master.value.data.copy_(torch.stack(ordered).mean(0))
+            value, weight = local(master.value.data), master.weight.data
+            each = {self.me: local(weight)} | {peer: own_rows(w[master.name], weight) for peer, w in found.items()}
+            value.copy_(torch.stack([each[group].to(value) for group in sorted(each)]).mean(0))
         self.step.masters.set_weights(grid=on_grid(self.loop, self.loop.train.steps - 1), refit=False)
 
 

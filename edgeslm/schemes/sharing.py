@@ -20,7 +20,7 @@ from edgeslm.teachers.targets import Kept
 
 class Sharing(Protocol):
     def offer(self) -> dict[str, Tensor]:
-        """What the group writes."""
+        """What the group writes, on the first rank at the least. Where each rank holds a part, all call."""
 
     def wrong(self, tensors: Mapping[str, Tensor], done: int) -> str | None:
         """Why what came from a peer for the update after `done` cannot be learned from."""
@@ -36,10 +36,10 @@ class Weights:
         self.me, self.step, self.log, self.shelf = me, step, log, shelf
 
     def offer(self) -> dict[str, Tensor]:
-        return {m.name: m.weight for m in self.step.masters.items}
+        return self.step.engine.weights(self.step.model)
 
     def wrong(self, tensors: Mapping[str, Tensor], done: int) -> str | None:
-        return other_weights(tensors, self.offer())
+        return other_weights(tensors, {m.name: m.weight for m in self.step.masters.items})
 
     def peers(self, lines: Sequence[Line], batch: Batch) -> list[Peer]:
         self.shelf.keep(self.me, {line["sha256"] for line in lines})
@@ -86,7 +86,7 @@ class Served:
         self.names = loop.rows.row_ids()
 
     def offer(self) -> dict[str, Tensor]:
-        return {m.name: m.weight for m in self.step.masters.items}
+        return self.step.engine.weights(self.step.model)
 
     def rows(self, done: int) -> list[int]:
         """What a server is asked for: the rows of an update, each once."""

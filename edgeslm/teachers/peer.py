@@ -7,13 +7,13 @@ outcomes kept.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from edgeslm.compute import local, own_rows, release
 from edgeslm.data.batch import Batch
 from edgeslm.data.rows import Rows
 from edgeslm.models.view import CAUSAL, View
@@ -32,19 +32,21 @@ Peer = Callable[[Batch], tuple[Output, Tensor]]
 class Shelf:
     """Modules that hold peers' weights, one for each state that is in use, however many groups use it."""
 
-    def __init__(self, like: nn.Module):
-        self.like, self.spare = like, list[nn.Module]()
+    def __init__(self, twin: Callable[[], nn.Module]):
+        """`twin` makes another of such modules."""
+        self.twin, self.spare = twin, list[nn.Module]()
         self.held: dict[str, nn.Module] = {}
         self.wanted: dict[int, set[str]] = {}  # group -> states it may use again
 
     def teacher(self, sha256: str, weights: Callable[[], dict[str, Tensor]]) -> Teacher:
         """The state of that digest; `weights` are read where it is not on the shelf."""
         if sha256 not in self.held:
-            model = self.spare.pop() if self.spare else copy.deepcopy(self.like).requires_grad_(False)
+            model = self.spare.pop() if self.spare else self.twin().requires_grad_(False)
             found = weights()
+            release(model)
             with torch.no_grad():
                 for name, value in model.named_parameters():
-                    value.copy_(found[name])
+                    local(value.data).copy_(own_rows(found[name], value))
             self.held[sha256] = model
         return LiveTeacher(self.held[sha256])
 
