@@ -327,7 +327,7 @@ def test_an_adapter_teaches_and_begins_a_student(recipe, folder, tmp_path):
 
 
 def test_a_given_base_is_named_without_its_folder(recipe, folder, tmp_path):
-    from edgeslm.pipeline.distill import base_model
+    from edgeslm.pipeline.origin import base_model
 
     loaded = recipes.load(recipe / "tiny.yaml", [f"teacher.model={folder / 'base'}+{folder / 'adapter'}"])
     assert base_model(Context(loaded, recipe, tmp_path, Progress(quiet=True))) == "base+adapter"

@@ -9,6 +9,7 @@ from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_sta
 from edgeslm.pipeline.grid import grid_slice, start_on_grid
 from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
+from edgeslm.pipeline.origin import metadata
 from edgeslm.pipeline.prepare import built_how, student_model
 from edgeslm.pipeline.processes import changing, engine_of, in_one_piece, joined, note, spread_teachers, weight_type
 from edgeslm.pipeline.ranks import cut, together
@@ -91,7 +92,7 @@ def _distill(context: Context, folder: Path) -> None:
     if not (ranks.first or cut(recipe)):
         return
     about = student_arch(context), plain(student.config), context.folders["teacher"] / "tokenizer"
-    frozen = freeze(steps[0].masters, *about, f"{recipe.name}-student", _metadata(context), joined(context))
+    frozen = freeze(steps[0].masters, *about, f"{recipe.name}-student", metadata(context), joined(context))
     student = in_one_piece(context, student)
     if not ranks.first:
         return
@@ -256,43 +257,6 @@ def student_arch(context: Context) -> str:
     if part.kind == "scratch":
         return family_of(part.wanted)
     return describe(source).arch if source else teacher_arch(context)
-
-
-def _metadata(context: Context) -> dict[str, str]:
-    """What goes into the file: the parts of the recipe that made the weights, which later stages cannot change."""
-    recipe = context.recipe
-    return {"recipe": shared_recipe(context), "recipe_hash": recipe.training_hash, "base_model": base_model(context)}
-
-
-def shared_recipe(context: Context) -> str:
-    """The parts of the recipe that made the weights, for a file that travels: what lies on this machine by its name."""
-    import yaml
-
-    told = yaml.safe_load(context.recipe.training_yaml())
-    told["teacher"]["model"] = base_model(context)
-    return str(yaml.safe_dump(_without_folders(told), sort_keys=False, allow_unicode=True))
-
-
-def _without_folders(value: Any) -> Any:
-    """Absolute paths become names."""
-    if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
-    return Path(value).name if local else value
-
-
-def base_model(context: Context) -> str:
-    """The teacher's spec; of files and folders on this machine their names only."""
-    spec = context.recipe.teacher.model
-
-    def named(part: str) -> str:
-        here = not part.startswith("pypi:") and (context.base / Path(part).expanduser()).exists()
-        return Path(part).name if here else part
-
-    over = "+" in spec and context.source.kind == "adapter" and named(spec) == spec  # BASE+ADAPTER
-    return "+".join(map(named, spec.rpartition("+")[::2])) if over else named(spec)
 
 
 def chosen_student(context: Context) -> Any:

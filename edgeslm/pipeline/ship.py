@@ -67,7 +67,8 @@ def _teacher_frozen(context: Context, grid: str) -> Any:
     import torch
 
     from edgeslm.models.arch.base import plain
-    from edgeslm.pipeline.distill import base_model, teacher_arch
+    from edgeslm.pipeline.distill import teacher_arch
+    from edgeslm.pipeline.origin import base_model
     from edgeslm.quantize.freeze import freeze_floats
 
     loaded = context.load_teacher(torch.float32)

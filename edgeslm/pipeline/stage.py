@@ -52,6 +52,7 @@ WEIGHTS += tuple(
         "planning",
         "record",
         "follow",
+        "origin",
         "distill",
         "vocabulary",
         "sft",
