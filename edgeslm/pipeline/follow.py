@@ -13,7 +13,7 @@ def forward_kls(
     context: Context, student: Any, judge: Any, frozen: Any, windows: Any, base: Any = None
 ) -> dict[str, float]:
     """{type: KL to the teacher of what was frozen, both computed in it}, for the type of training and float32: what
-    rounding in compute hides."""
+    rounding in compute hides. Leaves the student where float32 has room."""
     import torch
 
     from edgeslm.compute import uncompiled
@@ -21,18 +21,22 @@ def forward_kls(
 
     found = {}
     for dtype in dict.fromkeys((context.compute.dtype, torch.float32)):
-        trained = dtype == context.compute.dtype
-        here = context if trained else context.exact
-        for name, parameter in student.named_parameters():
-            parameter.data = frozen.tensors[name].decode().to(here.compute.device, dtype)
-        teacher = judge if trained else here.load_teacher(dtype).model
-        student.to(here.compute.device)  # buffers too
+        here = placed(context, student, frozen, dtype)
+        teacher = judge if dtype == context.compute.dtype else here.load_teacher(dtype).model
         beside = None if base is None else base.to(here.compute.device)
         with uncompiled():
             told = closeness(student, teacher, windows.to(here.compute.device), beside)
         found[str(dtype).removeprefix("torch.")] = told.kl
-    student.to(context.compute.device)
     return found
+
+
+def placed(context: Context, student: Any, frozen: Any, dtype: Any) -> Context:
+    """Puts what was frozen into the student, in `dtype`, and both where such models have room; the context of there."""
+    here = context if dtype == context.compute.dtype else context.exact
+    for name, parameter in student.named_parameters():
+        parameter.data = frozen.tensors[name].decode().to(here.compute.device, dtype)
+    student.to(here.compute.device)  # buffers too
+    return here
 
 
 def worse_than_start(points: list[dict[str, float]]) -> str:

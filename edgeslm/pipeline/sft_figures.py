@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.errors import DataError
+from edgeslm.pipeline.follow import placed
 from edgeslm.pipeline.stage import Context, digest, read_json, write_json
 from edgeslm.recipe import expand
 
@@ -106,9 +107,7 @@ def note_answers(context: Context, folder: Path, frozen: Any, student: Any) -> N
     note: dict[str, Any] = {"judged": told(judged, context.recipe.data.sequence)}
     note["read"] = sum(contains(rows.ids.numpy(), dialogue.prompt) for dialogue in judged)
     if not note["read"]:
-        for name, parameter in student.named_parameters():
-            parameter.data = frozen.tensors[name].decode().to(context.compute.device, torch.float32)
-        note["loss"] = answers_loss(context, student, judged)
+        note["loss"] = answers_loss(placed(context, student, frozen, torch.float32), student, judged)
     write_json(folder / "summary.json", read_json(folder / "summary.json") | {"answers": note})
 
 

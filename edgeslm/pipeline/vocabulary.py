@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.errors import ModelError
+from edgeslm.pipeline.follow import placed
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
 
@@ -152,7 +153,6 @@ def note_bits(context: Context, folder: Path, frozen: Any, student: Any) -> None
 
     if context.kept is None:
         return
-    for name, parameter in student.named_parameters():
-        parameter.data = frozen.tensors[name].decode().to(context.compute.device, torch.float32)
+    here = placed(context, student, frozen, torch.float32)
     with uncompiled():
-        write_json(folder / "summary.json", read_json(folder / "summary.json") | {"bits": measured(context, student)})
+        write_json(folder / "summary.json", read_json(folder / "summary.json") | {"bits": measured(here, student)})
