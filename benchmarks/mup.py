@@ -1,9 +1,10 @@
 """Whether a learning rate found at a small width is the right one at a large one: muP against the usual start.
 
     python -m benchmarks.mup                       on a CUDA machine: some minutes, torch and transformers
-    python -m benchmarks.mup --widths 64,128 --steps 20 --processes 1      a small one anywhere
+    python -m benchmarks.mup --layers 2 --rows 4 --steps 120 --processes 2     on two cores: less than an hour
+    python -m benchmarks.mup --widths 64,128 --steps 20 --processes 1          a small one anywhere
 
-Llama-shaped students of 4 layers and heads of 64, bytes as tokens, learn the text that ships with edgeslm by our own
+Llama-shaped students of few layers and heads of 64, bytes as tokens, learn the text that ships with edgeslm by our own
 optimiser step at every width and learning rate; all see the same rows in the same order. The best learning rate of a
 width is the lowest point of a parabola through the three points around the least held-out loss (in log2 of the rate).
 `mup_lr_drift` is the largest factor between it and that of the narrowest width; `standard_lr_drift` the same without
@@ -25,14 +26,14 @@ from typing import Any
 from benchmarks import record
 
 NAME = "mup"
-TOKENS, LENGTH, LAYERS, HEAD = 256, 256, 4, 64
+TOKENS, LENGTH, HEAD = 256, 256, 64
 STARTS = ("mup", "standard")
 TEXT = Path(__file__).parent.parent / "edgeslm" / "assets" / "text"
 JUDGED_ROWS = 64
-TIMEOUT_S = 900
+TIMEOUT_S = 7200
 
 
-def student(width: int, base_width: int | None, seed: int, device: str) -> Any:
+def student(width: int, layers: int, base_width: int | None, seed: int, device: str) -> Any:
     """float32; `base_width` None starts it as GPT-2."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,7 +41,7 @@ def student(width: int, base_width: int | None, seed: int, device: str) -> Any:
     from edgeslm.students import mup
 
     heads = max(1, width // HEAD)
-    wanted = families.Wanted(width, LAYERS, heads, "llama", head_dim=HEAD)
+    wanted = families.Wanted(width, layers, heads, "llama", head_dim=HEAD)
     keys = families.config_of(wanted, {"vocab_size": TOKENS}, True, LENGTH, 10000.0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(keys.pop("model_type"), **keys)).eval()
     mup.initialise(model, base_width, seed=seed)
@@ -60,6 +61,7 @@ def train(width: int, start: str, log2_lr: float, how: argparse.Namespace) -> di
     """One training; its held-out loss in nats a byte."""
     import torch
 
+    from edgeslm import compute
     from edgeslm.data.batch import Batch
     from edgeslm.quantize.masters import attach
     from edgeslm.quantize.plan import Plan
@@ -69,10 +71,10 @@ def train(width: int, start: str, log2_lr: float, how: argparse.Namespace) -> di
     from edgeslm.students import mup
 
     base = min(how.widths) if start == "mup" else None
-    model = student(width, base, how.seed, how.device)
+    model = student(width, how.layers, base, how.seed, how.device)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    dtype = torch.bfloat16 if how.device == "cuda" else torch.float32
-    masters = attach(model, Plan.uniform("f32").assign(shapes), dtype)
+    chosen = compute.resolve(how.device, "auto", None if how.processes == 1 else 1)
+    masters = attach(model, Plan.uniform("f32").assign(shapes), chosen.dtype)
     shares = mup.shares(model, base) if base else {}
     settings = StepSettings(how.rows, 1.0, 0.0, (0.9, 0.98), None, shares=shares)
     step = Step(model, masters, Objective.build([{"loss": "cross_entropy"}]), settings)
@@ -92,6 +94,7 @@ def train(width: int, start: str, log2_lr: float, how: argparse.Namespace) -> di
         "width": width,
         "start": start,
         "log2_lr": log2_lr,
+        "dtype": str(chosen.dtype).removeprefix("torch."),
         "loss": loss if math.isfinite(loss) else None,
         "train_loss": last if math.isfinite(last) else None,
         "seconds": time.perf_counter() - began,
@@ -161,7 +164,7 @@ def run(how: argparse.Namespace) -> dict[str, Any]:
         "steps": how.steps,
         "rows": how.rows,
         "length": LENGTH,
-        "layers": LAYERS,
+        "layers": how.layers,
         "seed": how.seed,
     }
     for start in STARTS:
@@ -182,6 +185,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--widths", type=numbers, default=[128, 256, 512, 1024])
     parser.add_argument("--rates", type=numbers, default=list(range(-11, -3)), help="log2 of learning rates")
     parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rows", type=int, default=32, help=f"rows of {LENGTH} bytes a step")
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
