@@ -15,6 +15,7 @@ from edgeslm.pipeline.ranks import cut, together
 from edgeslm.pipeline.sft_figures import note_answers
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json
 from edgeslm.pipeline.vocabulary import note_bits, origin_source
+from edgeslm.recipe_codistill import is_address
 
 
 def _slice(context: Context) -> Any:
@@ -274,12 +275,12 @@ def shared_recipe(context: Context) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Absolute paths become names."""
+    """Absolute paths become names, and so do the buckets where groups met."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute() or is_address(value))
     return Path(value).name if local else value
 
 
