@@ -271,16 +271,19 @@ def shared_recipe(context: Context) -> str:
 
     told = yaml.safe_load(context.recipe.training_yaml())
     told["teacher"]["model"] = base_model(context)
+    scheme = told["distill"]["scheme"]
+    if is_address(scheme.get("folder") or ""):  # of a bucket, which is nobody else's either
+        scheme["folder"] = Path(scheme["folder"]).name
     return str(yaml.safe_dump(_without_folders(told), sort_keys=False, allow_unicode=True))
 
 
 def _without_folders(value: Any) -> Any:
-    """Absolute paths become names, and so do the buckets where groups met."""
+    """Absolute paths become names."""
     if isinstance(value, dict):
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute() or is_address(value))
+    local = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
     return Path(value).name if local else value
 
 

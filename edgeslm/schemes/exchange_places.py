@@ -120,7 +120,8 @@ class Folder:
 
 
 class Bucket:
-    """Objects below a URL. Raises DataError where nothing here can speak to such a store."""
+    """Objects below a URL. A writer that is killed leaves no object; what it had sent of a large one is the store's to
+    clear away (a lifecycle rule). Raises DataError where nothing here can speak to such a store."""
 
     rest_s = 2.0  # a look is a request, and requests are paid for
 
