@@ -132,6 +132,7 @@ class Bench:
         from edgeslm.progress import Progress
         from edgeslm.schemes import SCHEMES
         from edgeslm.schemes.exchange import Exchange
+        from edgeslm.schemes.exchange_places import Folder
         from edgeslm.schemes.loop import Loop
         from edgeslm.teachers.ensemble import Ensemble
         from edgeslm.teachers.live import LiveTeacher
@@ -143,7 +144,7 @@ class Bench:
         step = self.step(job)
         guides = [LiveTeacher(self.finished(name)) for name in job.teachers]
         order = self.order(job, steps * batch_rows)
-        met = Exchange(setup.work / job.training / "exchange", "benchmark", (job.group,), [order])
+        met = Exchange(Folder(setup.work / job.training / "exchange"), "benchmark", (job.group,), [order])
         curve: list[tuple[int, float, float, float]] = []
         start = time.perf_counter()
 

@@ -37,22 +37,44 @@ class ShareServed(Part):
     timeout_s: Annotated[float, Field(gt=0)] = 2.0
 
 
+def is_address(folder: str) -> bool:
+    """Whether groups meet in a bucket and not in a folder."""
+    return "://" in folder
+
+
+def _no_place(folder: str) -> str | None:
+    """Why groups cannot meet there; None where they may."""
+    kind, _, rest = folder.partition("://")
+    if not is_address(folder):
+        return None
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        return "holds a password; leave it to the environment, where the filesystem's package looks for it"
+    if kind in ("file", "local"):
+        return f"'{folder}' is a folder; name it without {kind}://, so that its files are moved into place"
+    if "::" in folder:
+        return f"'{folder}' is a chain of filesystems, of which one may remember what is old; name the bucket alone"
+    if not kind or not rest.strip("/"):
+        return f"'{folder}' names no bucket, such as s3://BUCKET/PREFIX"
+    return None
+
+
 Share = Annotated[ShareWeights | SharePredictions | ShareServed, Field(discriminator="kind")]
 
 
 class CodistillScheme(Part):
     """`groups` copies that train on their own text and learn from each other's *stale* predictions (Anil et al.,
-    arXiv:1804.03235); they share nothing but a `folder`. `group`: which copy this process trains (or EDGESLM_GROUP in
-    the environment); without either one process trains all in turn. Every `exchange_every` steps a copy writes what it
-    gives and takes what its peers wrote: the `newest` that is whole, or, `scheduled`, that of its own step less `lag`,
-    for which it waits `patience_s` at most. `share`: `{kind: weights}`, a checkpoint; `{kind: predictions, rows: ...}`,
-    predictions on rows that all read; or `{kind: served}`, predictions from a process of their own, asked for batch by
-    batch, so that no copy needs memory for its peers. `learn_from`: all peers, or so many, the next ones round the
-    ring; those more than `max_age` steps behind do not teach. For `burn_in` of the steps a copy learns alone; then the
-    `term` between it and the mean of its peers' predictions grows to its `weight` over `ramp` of the steps. `data`:
-    `disjoint` shards of the rows, or the `same` rows, each copy in its own order. `after`: ship the first copy (one
-    costs what a single model costs, and they are alike), or the average of all. `keep`: so many files of a copy stay in
-    the folder."""
+    arXiv:1804.03235); they share nothing but a `folder`, or a bucket by its URL (s3://BUCKET/PREFIX, gs://...: whatever
+    fsspec has a filesystem for, whose package finds the credentials in the environment). `group`: which copy this
+    process trains (or EDGESLM_GROUP in the environment); without either one process trains all in turn. Every
+    `exchange_every` steps a copy writes what it gives and takes what its peers wrote: the `newest` that is whole, or,
+    `scheduled`, that of its own step less `lag`, for which it waits `patience_s` at most. `share`: `{kind: weights}`, a
+    checkpoint; `{kind: predictions, rows: ...}`, predictions on rows that all read; or `{kind: served}`, predictions
+    from a process of their own, asked for batch by batch, so that no copy needs memory for its peers. `learn_from`: all
+    peers, or so many, the next ones round the ring; those more than `max_age` steps behind do not teach. For `burn_in`
+    of the steps a copy learns alone; then the `term` between it and the mean of its peers' predictions grows to its
+    `weight` over `ramp` of the steps. `data`: `disjoint` shards of the rows, or the `same` rows, each copy in its own
+    order. `after`: ship the first copy (one costs what a single model costs, and they are alike), or the average of
+    all. `keep`: so many files of a copy stay in the folder."""
 
     kind: Literal["codistill"]
     groups: Annotated[int, Field(ge=2)] = 2
@@ -81,11 +103,8 @@ class CodistillScheme(Part):
             raise ValueError(f"learn_from: {self.learn_from} peers of {self.groups - 1}; say all")
         if self.lag % self.exchange_every or (self.lag and self.exchange != "scheduled"):
             raise ValueError("lag: a multiple of exchange_every, with exchange: scheduled; newest takes what there is")
-        if self.folder is not None and "://" in self.folder:
-            raise ValueError(
-                f"folder: {self.folder} is an address and groups meet in a folder; mount the bucket (s3fs, gcsfuse, "
-                "rclone mount) and name the folder it is mounted on"
-            )
+        if self.folder is not None and (problem := _no_place(self.folder)):
+            raise ValueError(f"folder: {problem}")
         return self
 
     @model_validator(mode="after")

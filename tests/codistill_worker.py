@@ -31,6 +31,13 @@ def text_rows(name: str, most: int) -> Any:
     return pack([tiny.tokenizer()(text[: most * T * 3])["input_ids"][: most * T]], T, 0, "0:text")
 
 
+def place_of(shared: str) -> Any:
+    from edgeslm.schemes.exchange_places import Bucket, Folder
+
+    Bucket.rest_s = 0.1  # the store is on this machine
+    return Bucket(shared) if "://" in shared else Folder(Path(shared))
+
+
 def student(seed: int) -> Any:
     import tiny
 
@@ -57,7 +64,7 @@ def train(job: SimpleNamespace) -> None:
     all_read = first_by_id(rows, getattr(part.share, "rows", 0))
     read = order(shard(rows, job.group, 2, all_read), [1.0], job.steps * ROWS, job.seed)
     servers = [(host, port) for host, port in job.servers]
-    met = Exchange(Path(job.shared), RECIPE, (job.group,), [read], all_read, servers)
+    met = Exchange(place_of(job.shared), RECIPE, (job.group,), [read], all_read, servers)
     settings = TrainPart(steps=job.steps, batch_tokens=ROWS * T, lr=5e-3, checkpoint_every=job.checkpoint_every)
     step = tiny.step_of(student(10 * job.seed + job.group), [{"loss": "cross_entropy"}])
 
@@ -103,7 +110,7 @@ def serve(job: SimpleNamespace) -> None:
 
     torch.set_num_threads(1)
     rows = text_rows("learn/carroll-alice.txt", 600)
-    desk = Desk(Path(job.shared), RECIPE, student(0), rows, 2, job.share["k"], ROWS, ROWS)
+    desk = Desk(place_of(job.shared), RECIPE, student(0), rows, 2, job.share["k"], ROWS, ROWS)
     with PeerServer(("0.0.0.0", job.port), desk):
         while True:
             time.sleep(1.0)
@@ -165,6 +172,7 @@ def main() -> None:
     from edgeslm.schemes import codistill, exchange_server  # noqa: F401
 
     torch.set_num_threads(1)
+    sys.path += filter(None, [os.environ.get("EDGESLM_PROOF_PACKAGES")])  # of a store's client, behind our own
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that end
     roles = {"train": train, "serve": serve, "files": files, "mirror": mirror}
     for line in iter(sys.stdin.readline, ""):

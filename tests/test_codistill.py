@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from places import File, bucket, place
 from test_scheme_kinds import KL, ROWS, STEPS, TEXT, Mean, Stopped, equal, lines, loop, rows, student, teacher, weights
 
 from edgeslm.data.order import first_by_id, order, shard
@@ -16,6 +17,7 @@ from edgeslm.errors import DataError
 from edgeslm.recipe_distill import CodistillScheme
 from edgeslm.schemes import SCHEMES, codistill, exchange
 from edgeslm.schemes.exchange import Exchange, Mark, Unusable
+from edgeslm.schemes.exchange_places import Bucket, Folder, Place
 
 GROUPS = 2
 
@@ -23,6 +25,14 @@ GROUPS = 2
 def part(**how) -> CodistillScheme:
     plain = {"groups": GROUPS, "exchange_every": 2, "burn_in": 0.25, "ramp": 0.25, "weight": 0.5}
     return CodistillScheme(kind="codistill", **{**plain, **how})
+
+
+@pytest.fixture(params=["folder", "memory"])
+def where(request, tmp_path, monkeypatch):
+    """Makes places where groups meet: folders, or buckets."""
+    monkeypatch.setattr(Bucket, "rest_s", 0.01)
+    kind = request.param
+    return lambda name: Folder(tmp_path / name) if kind == "folder" else bucket(kind, tmp_path / name)
 
 
 def everyones(how: CodistillScheme) -> list[int]:
@@ -42,11 +52,11 @@ def step(group: int):
         return tiny.step_of(student(seed=2 + group), [TEXT])
 
 
-def train(here: tuple[int, ...], folder: Path, shared: Path, how: CodistillScheme, steps=None, **more):
+def train(here: tuple[int, ...], folder: Path, shared: Path | Place, how: CodistillScheme, steps=None, **more):
     steps = steps or [step(g) for g in here]
     all_read = everyones(how)
     orders = [own_rows(g, how.groups, all_read) for g in here]
-    met = Exchange(shared, "one recipe", here, orders, all_read, more.pop("servers", ()))
+    met = Exchange(place(shared), "one recipe", here, orders, all_read, more.pop("servers", ()))
     SCHEMES["codistill"](steps, more.pop("teacher", None), loop(folder, exchange=met, **more), how)
     return steps
 
@@ -145,7 +155,7 @@ def test_a_peer_that_fell_far_behind_does_not_teach(tmp_path):
 
 def test_the_average_of_all_ships(tmp_path):
     one, other = train((0, 1), tmp_path, tmp_path / "x", part(after="average"))
-    _, theirs = exchange.read(exchange.path_of(tmp_path / "x", 0, STEPS))
+    _, theirs = exchange.read(Folder(tmp_path / "x").path(0, STEPS))
     mean = {m.name: (m.value + theirs[m.name]) / 2 for m in other.masters.items}
     assert all(torch.allclose(m.weight, mean[m.name], atol=1e-7) for m in one.masters.items)
     assert not all(torch.equal(m.weight, theirs[m.name]) for m in one.masters.items)
@@ -154,20 +164,22 @@ def test_the_average_of_all_ships(tmp_path):
 # Processes of their own: killed, late, strange ----------------------------------------------------------------------
 
 
-def apart(tmp_path: Path, how: CodistillScheme, name: str, stop_first_at: int | None = None):
-    """Each group alone with the shared folder, at the same time; the first is stopped once and started anew."""
+def apart(
+    tmp_path: Path, how: CodistillScheme, name: str, stop_first_at: int | None = None, shared: Place | None = None
+):
+    """Each group alone with the shared place, at the same time; the first is stopped once and started anew."""
     found: dict[int, object] = {}
 
     def one(group: int) -> None:
-        folder, shared = tmp_path / f"{name}-{group}", tmp_path / name
+        folder, meet = tmp_path / f"{name}-{group}", shared or tmp_path / name
 
         def stop() -> None:
             raise Stopped
 
         if group == 0 and stop_first_at is not None:
             with pytest.raises(Stopped):
-                train((group,), folder, shared, how, keep={stop_first_at: stop})
-        found[group] = train((group,), folder, shared, how)[0]
+                train((group,), folder, meet, how, keep={stop_first_at: stop})
+        found[group] = train((group,), folder, meet, how)[0]
 
     threads = [threading.Thread(target=one, args=(g,)) for g in range(GROUPS)]
     for thread in threads:
@@ -177,29 +189,31 @@ def apart(tmp_path: Path, how: CodistillScheme, name: str, stop_first_at: int | 
     return found
 
 
-@pytest.mark.parametrize("stop_at", [None, 1, 5])
-def test_groups_apart_are_as_groups_in_turn_and_as_never_stopped(stop_at, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("stop_at", "kind"), [(None, "folder"), (1, "folder"), (5, "folder"), (5, "whole")])
+def test_groups_apart_are_as_groups_in_turn_and_as_never_stopped(stop_at, kind, tmp_path, monkeypatch):
     """Bitwise, when the exchange is scheduled; a stop before and after the first checkpoint."""
     monkeypatch.setattr(codistill, "POLL_S", 0.01)
+    monkeypatch.setattr(Bucket, "rest_s", 0.01)
     how = part(exchange="scheduled", lag=2)
     together = train((0, 1), tmp_path / "turn", tmp_path / "turn-x", how)
-    found = apart(tmp_path, how, "apart", stop_at)
+    shared = None if kind == "folder" else bucket(kind, tmp_path / "apart")
+    found = apart(tmp_path, how, "apart", stop_at, shared)
     for group in range(GROUPS):
         assert equal(weights(found[group]), weights(together[group]))
     assert taken(tmp_path / "apart-0") == [line for line in taken(tmp_path / "turn") if line[1] == 0]
 
 
-def written(shared: Path, group: int, at: int, recipe: str = "one recipe", seed: int = 7) -> Path:
+def written(shared: Path | Place, group: int, at: int, recipe: str = "one recipe", seed: int = 7) -> File:
     tensors = {n: v.detach() for n, v in student(seed=seed).named_parameters()}
-    exchange.publish(shared, Mark(group, at, at * ROWS, recipe, ""), tensors, keep=9)
-    return exchange.path_of(shared, group, at)
+    exchange.publish(place(shared), Mark(group, at, at * ROWS, recipe, ""), tensors, keep=9)
+    return File(place(shared), group, at)
 
 
-def test_a_resumed_run_takes_what_it_took_before(tmp_path):
+def test_a_resumed_run_takes_what_it_took_before(where, tmp_path):
     """Its peer writes on while it is away, and removes what was taken: newest would be another."""
 
     def go(name: str, stop: bool):
-        folder, shared = tmp_path / name, tmp_path / f"{name}-x"
+        folder, shared = tmp_path / name, where(f"{name}-x")
         written(shared, 1, 2)
 
         def later() -> None:
@@ -240,28 +254,28 @@ def test_copies_of_files_that_lost_bytes_are_taken_anew(tmp_path):
     assert [u["step"] for line in log for u in line["used"]] == [2, 3, 3, 3, 3]  # 3 updates were kept by a checkpoint
 
 
-def half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
+def half(file: File | Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
 
 
-def damaged(path: Path) -> None:
-    data = bytearray(path.read_bytes())
+def damaged(file: File) -> None:
+    data = bytearray(file.read_bytes())
     data[-5] ^= 1
-    path.write_bytes(data)
+    file.write_bytes(data)
 
 
-def misplaced(path: Path) -> None:
-    path.write_bytes(exchange.path_of(path.parent.parent, 1, 2).read_bytes())
+def misplaced(file: File) -> None:
+    file.write_bytes(File(file.place, 1, 2).read_bytes())
 
 
-def another_model(path: Path) -> None:
-    exchange.publish(path.parent.parent, Mark(1, 4, 0, "one recipe", ""), {"w": torch.ones(2)}, keep=9)
+def another_model(file: File) -> None:
+    exchange.publish(file.place, Mark(1, 4, 0, "one recipe", ""), {"w": torch.ones(2)}, keep=9)
 
 
-def diverged(path: Path) -> None:
-    mark, tensors = exchange.read(path)
+def diverged(file: File) -> None:
+    mark, tensors = file.read()
     tensors["model.norm.weight"][0] = torch.inf
-    exchange.publish(path.parent.parent, mark, tensors, keep=9)
+    exchange.publish(file.place, mark, tensors, keep=9)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +285,8 @@ def diverged(path: Path) -> None:
         (another_model, "weights of another model"), (diverged, "not finite"),
     ],
 )  # fmt: skip
-def test_what_is_not_whole_or_not_ours_is_passed_over(harm, said, tmp_path):
-    shared = tmp_path / "x"
+def test_what_is_not_whole_or_not_ours_is_passed_over(harm, said, where, tmp_path):
+    shared = where("x")
     written(shared, 1, 2)
     bad = written(shared, 1, 4, "one recipe" if harm else "another recipe")
     if harm:
@@ -281,7 +295,7 @@ def test_what_is_not_whole_or_not_ours_is_passed_over(harm, said, tmp_path):
     log = lines(tmp_path / "run")
     assert all(u["step"] == 2 for line in log for u in line["used"]) and log[7]["used"]
     assert said in log[2]["exchange_problems"][0] and not list((tmp_path / "run").glob("*.part*"))
-    clean = tmp_path / "clean-x"
+    clean = where("clean-x")
     written(clean, 1, 2)
     assert equal(weights(once), weights(train((0,), tmp_path / "clean", clean, part())[0]))
 
@@ -301,29 +315,30 @@ def test_a_folder_out_of_reach_does_not_stop_a_copy(tmp_path):
     assert "group 0 could not write step 2" in log[2]["exchange_problems"][0] and len(log) == STEPS
 
 
-def test_a_copy_that_starts_anew_removes_what_it_left(tmp_path):
-    shared = tmp_path / "x"
+def test_a_copy_that_starts_anew_removes_what_it_left(where, tmp_path):
+    shared = where("x")
     written(shared, 0, 500)
     train((0,), tmp_path / "run", shared, part())
-    assert exchange.steps_of(shared, 0) == [8, 6, 4, 2]
+    assert shared.steps(0) == [8, 6, 4, 2]
 
 
-def test_scheduled_says_who_it_waits_for(tmp_path, monkeypatch):
+def test_scheduled_says_who_it_waits_for(where, tmp_path, monkeypatch):
     monkeypatch.setattr(codistill, "POLL_S", 0.01)
-    how = part(exchange="scheduled", patience_s=0.05)
+    how, shared = part(exchange="scheduled", patience_s=0.05), where("x")
     with pytest.raises(DataError, match="group 0 waits for step 2 of group 1, which that one has not written"):
-        train((0,), tmp_path / "run", tmp_path / "x", how)
+        train((0,), tmp_path / "run", shared, how)
     for at in (20, 22, 24):
-        written(tmp_path / "x", 1, at)
+        written(shared, 1, at)
     with pytest.raises(DataError, match="which that one has removed"):
-        train((0,), tmp_path / "run", tmp_path / "x", how)
+        train((0,), tmp_path / "run", shared, how)
 
 
-def test_scheduled_waits_for_the_rest_of_a_file_that_is_seen_too_early(tmp_path, monkeypatch):
-    how, path = part(exchange="scheduled", patience_s=60), written(tmp_path / "x", 1, 2)
+def test_scheduled_waits_for_the_rest_of_a_file_that_is_seen_too_early(where, tmp_path, monkeypatch):
+    shared = where("x")
+    how, path = part(exchange="scheduled", patience_s=60), written(shared, 1, 2)
     bytes_of, naps = path.read_bytes(), []
     for at in (4, 6, 8):
-        written(tmp_path / "x", 1, at)
+        written(shared, 1, at)
     path.write_bytes(bytes_of[: len(bytes_of) // 2])
 
     def nap(seconds: float) -> None:
@@ -331,41 +346,43 @@ def test_scheduled_waits_for_the_rest_of_a_file_that_is_seen_too_early(tmp_path,
         path.write_bytes(bytes_of)
 
     monkeypatch.setattr(codistill.time, "sleep", nap)
-    train((0,), tmp_path / "run", tmp_path / "x", how)
+    train((0,), tmp_path / "run", shared, how)
     assert len(naps) == 1 and [line[3] for line in taken(tmp_path / "run")] == [2, 4, 6]
     monkeypatch.undo()
     damaged(path)
     with pytest.raises(DataError, match=r"group 1, step 2: is damaged.*start all groups anew"):
-        train((0,), tmp_path / "again", tmp_path / "x", part(exchange="scheduled", patience_s=0.01))
+        train((0,), tmp_path / "again", shared, part(exchange="scheduled", patience_s=0.01))
 
 
 def test_what_a_killed_writer_began_goes_with_the_next_file(tmp_path):
-    begun = exchange.path_of(tmp_path, 0, 1).with_name("step-00000001.safetensors.part-1")
+    begun = Folder(tmp_path).path(0, 1).with_name("step-00000001.safetensors.part-1")
     begun.parent.mkdir(parents=True)
     begun.touch()
-    exchange.publish(tmp_path, Mark(0, 2, 8, "r", ""), {"a": torch.ones(2)}, keep=2)
+    exchange.publish(Folder(tmp_path), Mark(0, 2, 8, "r", ""), {"a": torch.ones(2)}, keep=2)
     assert [p.name for p in begun.parent.iterdir()] == ["step-00000002.safetensors"]
 
 
 # Files and rows -----------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_says_what_it_is_and_old_ones_go(tmp_path):
+def test_a_checkpoint_says_what_it_is_and_old_ones_go(where, tmp_path):
     tensors = {"b": torch.arange(6.0).reshape(2, 3).to(torch.bfloat16), "a": torch.ones(2)}
+    shared = where("x")
     for at in (1, 2, 3, 10):
-        mark = exchange.publish(tmp_path, Mark(0, at, at * 4, "r", ""), tensors, keep=2)
-    assert exchange.steps_of(tmp_path, 0) == [10, 3] and exchange.steps_of(tmp_path, 1) == []
-    (tmp_path / "plain").touch()
-    assert exchange.path_of(tmp_path, 0, 10).stat().st_mode == (tmp_path / "plain").stat().st_mode
-    found, back = exchange.read(exchange.path_of(tmp_path, 0, 10))
+        mark = exchange.publish(shared, Mark(0, at, at * 4, "r", ""), tensors, keep=2)
+    assert shared.steps(0) == [10, 3] and shared.steps(1) == []
+    found, back = File(shared, 0, 10).read()
     assert found == mark == Mark(0, 10, 40, "r", exchange.digest(tensors))
     assert all(torch.equal(back[n], v) and back[n].dtype == v.dtype for n, v in tensors.items())
     assert exchange.digest({**tensors, "a": torch.zeros(2)}) != mark.sha256
     with pytest.raises(FileNotFoundError):
-        exchange.fetch(tmp_path, 0, 99, "r", tmp_path / "copy")
+        exchange.fetch(shared, 0, 99, "r", tmp_path / "copy")
     with pytest.raises(Unusable, match="another recipe"):
-        exchange.fetch(tmp_path, 0, 10, "s", tmp_path / "copy")
+        exchange.fetch(shared, 0, 10, "s", tmp_path / "copy")
     assert not (tmp_path / "copy").exists() and not list(tmp_path.rglob("*.part*"))
+    if isinstance(shared, Folder):
+        (tmp_path / "plain").touch()
+        assert shared.path(0, 10).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_shards_are_a_partition_by_row_id():
@@ -398,7 +415,8 @@ def test_rows_that_all_read_are_in_every_part_and_the_others_in_one():
     [
         ({"group": 2}, "none of 2 groups"), ({"learn_from": 2}, "2 peers of 1"), ({"lag": 3}, "multiple of exchange"),
         ({"lag": 2}, "with exchange: scheduled"),
-        ({"folder": "s3://bucket/x"}, "mount the bucket"),
+        ({"folder": "s3://key:secret@bucket/x"}, "holds a password"), ({"folder": "s3:///"}, "names no bucket"),
+        ({"folder": "file:///x"}, "name it without file://"), ({"folder": "simplecache::s3://b/x"}, "a chain of"),
         ({"after": "average", "share": {"kind": "predictions", "rows": 4}}, "the average is of weights"),
         ({"exchange": "scheduled", "share": {"kind": "served"}}, "answers with what is newest"),
         ({"share": {"kind": "predictions"}}, "rows"), ({"share": {"kind": "weights", "k": 4}}, "k"),

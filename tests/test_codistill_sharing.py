@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import File, bucket, place
 from test_codistill import (
     apart,
     damaged,
@@ -32,6 +33,7 @@ from tiny import step_of
 from edgeslm.errors import RuntimeFailure
 from edgeslm.schemes import codistill, exchange, exchange_server, exchange_wire
 from edgeslm.schemes.exchange import Exchange, Mark
+from edgeslm.schemes.exchange_places import Folder, Place
 from edgeslm.schemes.exchange_server import Desk, PeerServer
 from edgeslm.schemes.objective import Term
 from edgeslm.teachers.base import Signals
@@ -113,7 +115,7 @@ def test_shared_rows_teach_as_models_would(groups, tmp_path):
 def test_a_file_of_predictions_holds_what_it_says_it_costs(tmp_path):
     how = shared(10, 6)
     train((0, 1), tmp_path, tmp_path / "x", how)
-    path = exchange.path_of(tmp_path / "x", 1, 6)
+    path = Folder(tmp_path / "x").path(1, 6)
     mark, tensors = exchange.read(path)
     assert (mark.group, mark.step, mark.position, mark.recipe) == (1, 6, 6 * ROWS, "one recipe")
     held = sum(v.numel() * v.element_size() for v in tensors.values())
@@ -142,10 +144,10 @@ def test_predictions_apart_in_turn_and_stopped_are_the_same_bit_for_bit(stop_at,
     assert all(equal(all_weights(found[g]), all_weights(together[g])) for g in (0, 1))
 
 
-def guessed(folder: Path, group: int, at: int, how, seed: int = 7, recipe: str = "one recipe") -> Path:
+def guessed(folder: Path, group: int, at: int, how, seed: int = 7, recipe: str = "one recipe") -> File:
     said = predict(exchange_server.LiveTeacher(student(seed=seed)), rows(), everyones(how), 3, how.share.k, "cpu")
-    exchange.publish(folder, Mark(group, at, at * ROWS, recipe, ""), said, keep=9)
-    return exchange.path_of(folder, group, at)
+    exchange.publish(place(folder), Mark(group, at, at * ROWS, recipe, ""), said, keep=9)
+    return File(place(folder), group, at)
 
 
 def test_a_resumed_run_learns_from_the_predictions_it_had(tmp_path):
@@ -155,7 +157,7 @@ def test_a_resumed_run_learns_from_the_predictions_it_had(tmp_path):
 
         def later() -> None:
             if stop:
-                exchange.start_anew(where, 1)
+                exchange.start_anew(place(where), 1)
                 guessed(where, 1, 90, how, seed=8)
                 raise Stopped
 
@@ -172,23 +174,23 @@ def test_a_resumed_run_learns_from_the_predictions_it_had(tmp_path):
     assert [t[3] for t in taken(tmp_path / "again")] == [2, 2, 4]
 
 
-def other_rows(path: Path) -> None:
-    mark, tensors = exchange.read(path)
+def other_rows(file: File) -> None:
+    mark, tensors = file.read()
     tensors["rows"] = tensors["rows"].flip(0)
-    exchange.publish(path.parent.parent, mark, tensors, keep=9)
+    exchange.publish(file.place, mark, tensors, keep=9)
 
 
-def no_numbers(path: Path) -> None:
-    mark, tensors = exchange.read(path)
+def no_numbers(file: File) -> None:
+    mark, tensors = file.read()
     tensors["logs"][0, 0, 0] = torch.nan
-    exchange.publish(path.parent.parent, mark, tensors, keep=9)
+    exchange.publish(file.place, mark, tensors, keep=9)
 
 
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
         (half, "half a file"), (damaged, "damaged"), (None, "of another recipe"), (other_rows, "of other rows"),
-        (no_numbers, "no log-probabilities"), (lambda path: written(path.parent.parent, 1, 4), "no such predictions"),
+        (no_numbers, "no log-probabilities"), (lambda file: written(file.place, 1, 4), "no such predictions"),
     ],
 )  # fmt: skip
 def test_predictions_that_are_not_whole_or_not_ours_are_passed_over(harm, said, tmp_path):
@@ -222,8 +224,8 @@ def test_predictions_name_what_is_wrong_with_them():
 # A server -----------------------------------------------------------------------------------------------------------
 
 
-def desk(folder: Path, k: int = V, recipe: str = "one recipe", groups: int = 2) -> Desk:
-    return Desk(folder, recipe, student(seed=11), rows(), groups, k, 3, ROWS)
+def desk(folder: Path | Place, k: int = V, recipe: str = "one recipe", groups: int = 2) -> Desk:
+    return Desk(place(folder), recipe, student(seed=11), rows(), groups, k, 3, ROWS)
 
 
 def free_port() -> int:
@@ -256,7 +258,7 @@ def test_a_server_teaches_as_models_would(tmp_path, quick):
     assert [[(u["peer"], u["step"], u["age"]) for u in line["used"]] for line in log] == [
         [(1, 2, i - 2)] if i >= 2 else [] for i in range(STEPS)
     ]
-    assert "exchange_problems" not in str(log) and exchange.steps_of(where, 0) == [8, 6, 4, 2]
+    assert "exchange_problems" not in str(log) and Folder(where).steps(0) == [8, 6, 4, 2]
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path):
@@ -468,8 +470,9 @@ def test_a_resumed_run_uses_the_answers_it_had(stop_at, tmp_path, quick):
     assert {u["step"] for line in again[stop_at + 1 :] for u in line["used"]} <= {90}
 
 
-def test_what_a_desk_takes_and_passes_over(tmp_path):
-    where = tmp_path / "x"
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_what_a_desk_takes_and_passes_over(kind, tmp_path):
+    where = Folder(tmp_path / "x") if kind == "folder" else bucket(kind, tmp_path / "x")
     said = desk(where, k=5)
     assert said.look() == [] and "no checkpoint of group 1" in said.answer(question()).problem
     written(where, 1, 2)
@@ -478,7 +481,9 @@ def test_what_a_desk_takes_and_passes_over(tmp_path):
     told = said.look()
     assert said.marks[1].step == 2 and told[0] == "group 1: step 2"
     assert sum("half a file" in t for t in told) == sum("of another recipe" in t for t in told) == 1
+    reads = _counted(where)
     assert said.look() == []  # said once
+    assert len(reads) == (2 if kind == "folder" else 0)  # what was read in a bucket was paid for
     written(where, 1, 8, seed=8)
     assert said.look() == ["group 1: step 8"]
     given = said.answer(question())
@@ -489,6 +494,18 @@ def test_what_a_desk_takes_and_passes_over(tmp_path):
     wanted = predict(exchange_server.LiveTeacher(student(seed=8)), rows(), chosen, 3, 5, torch.device("cpu"))
     assert (mark.group, mark.step) == (1, 8) and given.problem is None
     assert all(torch.equal(tensors[n], wanted[n]) for n in wanted)
+
+
+def _counted(where: Place) -> list[int]:
+    """Steps that are copied from now on."""
+    found, copy = [], where.copy
+
+    def counted(group: int, step: int, into: Path) -> None:
+        found.append(step)
+        copy(group, step, into)
+
+    where.copy = counted
+    return found
 
 
 def question(**other):
@@ -533,7 +550,7 @@ def test_peers_and_a_teacher_stand_side_by_side(tmp_path):
     log = lines(tmp_path)
     assert set(log[3]["terms"]) == {"forward_kl", "forward_kl.2"} and log[3]["terms"]["forward_kl.2"] > 0
     assert TEXT["loss"] not in log[3]["terms"]
-    assert Exchange(tmp_path, "r", (0,)).servers == ()
+    assert Exchange(place(tmp_path), "r", (0,)).servers == ()
 
 
 def test_ranks_of_a_group_hear_what_the_first_is_told(tmp_path, quick):

@@ -35,6 +35,7 @@ from edgeslm.recipe_distill import (
 )
 from edgeslm.schemes import SCHEMES, blockwise, checkpoint, online
 from edgeslm.schemes.exchange import Exchange
+from edgeslm.schemes.exchange_places import Folder
 from edgeslm.schemes.loop import Loop
 from edgeslm.schemes.loss_weights import LossWeights
 from edgeslm.schemes.measure import row_distance
@@ -196,7 +197,7 @@ def make(name: str, folder: Path, grid: str):
     if kind == "codistill":
         all_read = first_by_id(rows(), getattr(part.share, "rows", 0))
         orders = [order(shard(rows(), g, peers, all_read), [1.0], STEPS * ROWS, 0) for g in range(peers)]
-        more = {"exchange": Exchange(folder / "exchange", "same", tuple(range(peers)), orders, all_read)}
+        more = {"exchange": Exchange(Folder(folder / "exchange"), "same", tuple(range(peers)), orders, all_read)}
     steps = [tiny.step_of(student(), terms, [tiny.llama(layers=4, seed=1)], grid, **how) for _ in range(peers)]
     return kind, steps, guide, part, copy.deepcopy(more) if "load" not in more else more
 

@@ -86,10 +86,14 @@ class NoWire:
 
 
 class Starter:
-    """Makes processes of hosts (see codistill_worker)."""
+    """Makes processes of hosts (see codistill_worker), with `more` in their environment."""
+
+    def __init__(self, more: dict[str, str] | None = None):
+        self.more = more or {}
 
     def __enter__(self) -> Starter:
         environment = {**os.environ, "PYTHONPATH": f"{WORKER.parent}:{WORKER.parent.parent}", "OMP_NUM_THREADS": "1"}
+        environment |= self.more
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -119,14 +123,15 @@ class Host:
 
     def __init__(
         self, wire: Wire | NoWire, starter: Starter, side: int, folder: Path, share: dict[str, Any], seed: int,
-        pause_s: float, scheme: dict[str, Any] | None = None,
+        pause_s: float, scheme: dict[str, Any] | None = None, bucket: str = "",
     ):  # fmt: skip
+        """`bucket`: where groups meet in place of a folder."""
         self.wire, self.starter, self.side, self.folder = wire, starter, side, folder / f"host-{side}"
         self.shared = (self.folder if isinstance(wire, Wire) else folder) / "exchange"
         for place in (self.folder, self.shared / f"group-{side}"):
             place.mkdir(parents=True, exist_ok=True)
         self.job = {
-            "folder": str(self.folder), "shared": str(self.shared), "group": side, "steps": STEPS,
+            "folder": str(self.folder), "shared": bucket or str(self.shared), "group": side, "steps": STEPS,
             "seed": seed, "share": share, "servers": [(a, PORT) for a in wire.addresses], "port": PORT,
             "pause_s": pause_s, "hurry": str(folder / "hurry"), "checkpoint_every": CHECKPOINT,
             "namespace": wire.names[side], "scheme": scheme or {"exchange_every": 5},

@@ -49,9 +49,10 @@ class Findings:
         return None
 
 
-def check(context: Context) -> Findings:
+def check(context: Context, trains: bool = True) -> Findings:
     """No training, no model in memory: files are read, the teacher is fetched and its header and vocabulary looked at,
-    formats and losses are looked up, one matrix product is timed for the estimate."""
+    formats and losses are looked up, one matrix product is timed for the estimate. `trains`: whether what follows gets
+    as far as that."""
     from edgeslm import compute
 
     if isinstance(context.recipe, EncoderRecipe):
@@ -87,6 +88,8 @@ def check(context: Context) -> Findings:
             "install one or set it to false"
         )
     check_files.runnable(recipe, found)
+    if trains:
+        check_groups.place(context, found)
     return found
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeslm import units
-from edgeslm.errors import RecipeError
-from edgeslm.pipeline.groups import VARIABLE, servers, starts_apart
+from edgeslm.errors import DataError, RecipeError
+from edgeslm.pipeline.check_files import unfinished
+from edgeslm.pipeline.distill import DISTILL
+from edgeslm.pipeline.groups import VARIABLE, here, named, servers, starts_apart
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import Recipe
 
@@ -43,6 +45,29 @@ def _meetings(scheme: Any, steps: int) -> list[str]:
         f"distill.scheme: no copy would learn from another in {steps} steps: the first exchange that follows burn_in "
         f"({round(scheme.burn_in * steps)} steps), every {scheme.exchange_every} (lag {scheme.lag}), comes too late"
     ]
+
+
+def place(context: Context, found: Any) -> None:
+    """Where groups meet must be there for this process to write to; what it cannot reach stops no group that has begun
+    (see codistill), and so not its next start either."""
+    scheme: Any = context.recipe.distill.scheme
+    if scheme.kind != "codistill" or scheme.folder is None:
+        return
+    held = unfinished(context).get(DISTILL.name)
+    if held is None:  # it has met them
+        return
+    try:
+        meeting = named(scheme.folder, context.base)
+        for group in here(context):
+            meeting.try_out(group)
+    except DataError as error:
+        found.problems.append(f"distill.scheme.folder: {error}")
+    except OSError as error:
+        what = f"{scheme.folder} cannot be written to ({error})"
+        if held:
+            found.plan.append(("codistillation, where groups meet", f"{what}; the run that has begun goes on"))
+        else:
+            found.problems.append(f"distill.scheme.folder: {what}; let this process write there, or name another place")
 
 
 def lines(context: Context, student: Mapping[str, Any], parameters: int) -> list[tuple[str, str]]:

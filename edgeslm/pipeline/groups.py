@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeslm.errors import DataError, RecipeError
 from edgeslm.pipeline.stage import Context, digest
 from edgeslm.recipe import Recipe
+from edgeslm.recipe_codistill import is_address
+
+if TYPE_CHECKING:
+    from edgeslm.schemes.exchange_places import Bucket, Folder, Place
 
 VARIABLE = "EDGESLM_GROUP"
 SERVERS = "EDGESLM_PEERS"
@@ -91,7 +95,7 @@ def exchange(context: Context, rows: Any, stage: Path) -> Any:
     scheme = context.recipe.distill.scheme
     if scheme.kind != "codistill":
         return None
-    place, common = folder(context, stage), common_hash(context, rows)
+    place, common = meeting(context, stage), common_hash(context, rows)
     return Exchange(place, common, here(context), orders(context, rows), shared(context, rows), servers(context.recipe))
 
 
@@ -130,23 +134,36 @@ def served(recipe: Recipe, base: Path, runs: Path) -> Recipe:
         raise RecipeError(
             ["distill.scheme: nobody would ask; serve-peers is for {kind: codistill, share: {kind: served}}"]
         )
-    place = base / Path(scheme.folder).expanduser() if scheme.folder else runs / f"{recipe.name}-exchange"
+    place = scheme.folder or str((runs / f"{recipe.name}-exchange").absolute())
+    if not is_address(place):
+        place = str((base / Path(place).expanduser()).absolute())
     asked = scheme.share.model_copy(update={"address": scheme.share.address or "localhost:7310"})  # it asks nobody
-    part = scheme.model_copy(update={"group": None, "folder": str(place.absolute()), "share": asked})
+    part = scheme.model_copy(update={"group": None, "folder": place, "share": asked})
     distill = recipe.distill.model_copy(update={"scheme": part})
     return recipe.model_copy(update={"distill": distill, "name": f"{recipe.name}-server"})
 
 
-def folder(context: Context, stage: Path) -> Path:
+def named(where: str, base: Path) -> Folder | Bucket:
+    """The place that a recipe in folder `base` names. Raises DataError for a bucket that nothing here can reach."""
+    from edgeslm.schemes.exchange_places import Bucket, Folder
+
+    return Bucket(where) if is_address(where) else Folder(base / Path(where).expanduser())
+
+
+def meeting(context: Context, stage: Path) -> Place:
     """As the recipe says; else inside the stage where one process trains all, and beside the run folders where each
-    group has its own."""
+    group has its own. Groups on a schedule wait for their bucket."""
+    from edgeslm.schemes.exchange_places import Bucket, Folder, Patient
+
     scheme: Any = context.recipe.distill.scheme
     if scheme.folder is not None:
-        return context.base / Path(scheme.folder).expanduser()
+        place = named(scheme.folder, context.base)
+        waits = isinstance(place, Bucket) and scheme.exchange == "scheduled"
+        return Patient(place, scheme.patience_s, context.progress.say) if waits else place
     if scheme.group is None:
-        return stage / "exchange"
+        return Folder(stage / "exchange")
     shared = context.recipe.name.removesuffix(f"-group{scheme.group}")
-    return context.root.parent / f"{shared}-exchange"
+    return Folder(context.root.parent / f"{shared}-exchange")
 
 
 def common_hash(context: Context, rows: Any) -> str:

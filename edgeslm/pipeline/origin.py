@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.pipeline.stage import Context
+from edgeslm.recipe_codistill import is_address
 
 
 def metadata(context: Context) -> dict[str, str]:
@@ -20,6 +21,9 @@ def shared_recipe(context: Context) -> str:
 
     told = yaml.safe_load(context.recipe.training_yaml())
     told["teacher"]["model"] = base_model(context)
+    scheme = told["distill"]["scheme"]
+    if is_address(scheme.get("folder") or ""):  # of a bucket, which is nobody else's either
+        scheme["folder"] = Path(scheme["folder"]).name
     return str(yaml.safe_dump(_without_folders(told), sort_keys=False, allow_unicode=True))
 
 

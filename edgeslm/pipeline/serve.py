@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from edgeslm.errors import DataError
 from edgeslm.pipeline.distill import DISTILL, plan_of, shapes_of
-from edgeslm.pipeline.groups import common_hash, served
+from edgeslm.pipeline.groups import common_hash, named, served
 from edgeslm.pipeline.prepare import student_model
 from edgeslm.pipeline.run import run, stages
 from edgeslm.pipeline.stage import Context, read_json
@@ -24,6 +25,12 @@ def server(recipe: Recipe, base: Path, runs: Path, progress: Progress, address: 
     from edgeslm.schemes.exchange_server import Desk, PeerServer
 
     recipe = served(recipe, base, runs)
+    scheme: Any = recipe.distill.scheme
+    place = named(scheme.folder, base)
+    try:
+        place.try_out(None)
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read ({error}); mend this, groups write there") from error
     names = [stage.name for stage in stages(recipe)]
     root = run(recipe, base, runs, progress, until=names[names.index(DISTILL.name) - 1])
     context = Context(recipe, base, root, progress)
@@ -35,8 +42,6 @@ def server(recipe: Recipe, base: Path, runs: Path, progress: Progress, address: 
     like = copy.deepcopy(student).requires_grad_(False)  # without the masters
     if recipe.quantize.activations is not None:
         activations.install(like, assigned, recipe.quantize.activations)
-    scheme: Any = recipe.distill.scheme
-    folder, common = Path(scheme.folder), common_hash(context, rows)
-    micro, most = recipe.distill.train.micro_rows, recipe.batch_rows
-    desk = Desk(folder, common, like, rows, scheme.groups, scheme.share.k, micro, most)
+    common, micro, most = common_hash(context, rows), recipe.distill.train.micro_rows, recipe.batch_rows
+    desk = Desk(place, common, like, rows, scheme.groups, scheme.share.k, micro, most)
     return PeerServer(address, desk, lambda what: progress.say(f"  serve: {what}"))

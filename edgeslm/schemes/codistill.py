@@ -1,10 +1,10 @@
 """Codistillation: copies that train on their own text and learn from each other's stale predictions (Anil et al.,
-arXiv:1804.03235, algorithm 1). Between them there is a folder, of weights or of predictions, and nothing else; or, in
-place of peers' models, a server that runs them.
+arXiv:1804.03235, algorithm 1). Between them there is a folder or a bucket, of weights or of predictions, and nothing
+else; or, in place of peers' models, a server that runs them.
 
 One process trains one group, or all of them in turn; either way a group sees of its peers only what they wrote. Nothing
 a peer does stops a group: one that is late, dead or started anew teaches as it last was, what is damaged, not finite or
-of another recipe is passed over, and a folder or server that cannot be reached is tried again at the next exchange.
+of another recipe is passed over, and a place or server that cannot be reached is tried again at the next exchange.
 Only `scheduled`, which makes the outcome a function of the recipe alone, waits.
 """
 
@@ -33,6 +33,7 @@ from edgeslm.teachers.peer import PEERS, Beside, Shelf
 
 LOSS = {"kl": "forward_kl", "cross_entropy": "soft_cross_entropy"}
 POLL_S = 0.2
+MOST_REST_S = 60.0
 
 
 def run(steps: Sequence[Step], teacher: Teacher | None, loop: Loop, part: Any) -> None:
@@ -80,7 +81,9 @@ def scheduled_step(part: Any, done: int) -> int:
 
 def meet(groups: Sequence[Group], done: int, part: Any, loop: Loop) -> list[str]:
     """All write before any takes: in one process as between many. Returns what went wrong."""
-    problems = [p for group in groups for p in group.write(done)] if done % part.exchange_every == 0 else []
+    problems = list[str]()
+    if done % part.exchange_every == 0:
+        problems += [p for group in groups for p in (*group.clear(), *group.write(done))]
     if part.share.kind != "served" and takes(part, done, loop.train.steps):
         problems += [p for group in groups for p in group.take(done, group.peers)]
     return problems
@@ -115,14 +118,29 @@ class Group:
         self.used: dict[int, Line] = {}  # peer -> line of the log
         self.taught: list[dict[str, int]] = []  # who taught the last update
         self.problems: list[str] = []  # of asking in it
+        self.left = False  # whether files of an earlier training may still be there
 
     def begin(self, done: int) -> None:
         """Picks up what was in use when the run stopped; a run that starts at 0 removes what an earlier one wrote."""
-        if done == 0 and self.loop.ranks.first:
-            exchange.start_anew(self.exchange.folder, self.me)
+        self.left = done == 0 and self.loop.ranks.first
+        for problem in self.clear():
+            self.loop.progress.say(f"  codistill: {problem}")
         if self.asking is not None:
             return self.asking.begin(done)
         self.used = {peer: line for peer, line in self.log.in_use(self.me, done).items() if peer in self.peers}
+
+    def clear(self) -> list[str]:
+        """Where they could not be removed, before each exchange once more."""
+        if not self.left:
+            return []
+        try:
+            exchange.start_anew(self.exchange.folder, self.me)
+        except OSError as error:
+            if self.part.exchange == "scheduled":
+                raise
+            return [f"group {self.me} could not remove what it left before ({error.strerror or error})"]
+        self.left = False
+        return []
 
     def write(self, done: int) -> list[str]:
         first = self.loop.ranks.first
@@ -165,39 +183,40 @@ class Group:
             return self._wait_for(peer, scheduled_step(self.part, done), done), []
         held, passed_over = self.used.get(peer), list[str]()
         try:
-            for step in exchange.steps_of(self.exchange.folder, peer):
+            for step in self.exchange.folder.steps(peer):
                 if held is not None and step <= held["peer_step"]:
                     break
                 try:
                     return self._fetch(peer, step, done), passed_over
                 except Unusable as error:
                     passed_over.append(str(error))
-        except OSError as error:  # the folder is out of reach, or a file was removed under our eyes
+        except OSError as error:  # the place is out of reach, or a file was removed under our eyes
             passed_over.append(f"group {peer}: its checkpoints cannot be read ({error.strerror or error})")
         if held is None:
             return None, passed_over
         return Mark(peer, held["peer_step"], held["position"], self.exchange.recipe, held["sha256"]), passed_over
 
     def _fetch(self, peer: int, step: int, done: int) -> Mark:
-        folder, recipe = self.exchange.folder, self.exchange.recipe
+        place, recipe = self.exchange.folder, self.exchange.recipe
         ours = partial(self.sharing.wrong, done=done)
-        return self.log.take_in(peer, lambda into: exchange.fetch(folder, peer, step, recipe, into, ours))
+        return self.log.take_in(peer, lambda into: exchange.fetch(place, peer, step, recipe, into, ours))
 
     def _wait_for(self, peer: int, step: int, done: int) -> Mark | None:
         """Raises DataError for a peer that does not come, or whose checkpoint of that step is gone or of no use: on a
         mounted bucket a file may be seen before all of it is there."""
         if step == 0:
             return None
-        end, unlike = time.monotonic() + self.part.patience_s, ""
+        end, unlike, rest_s = time.monotonic() + self.part.patience_s, "", self.exchange.folder.rest_s
         while True:
+            there = self.exchange.folder.steps(peer)
             try:
-                if exchange.path_of(self.exchange.folder, peer, step).exists():
+                if step in there:
                     return self._fetch(peer, step, done)
             except FileNotFoundError:  # removed under our eyes
                 pass
             except Unusable as error:
-                unlike = str(error)
-            later = [s for s in exchange.steps_of(self.exchange.folder, peer) if s > step]
+                unlike, rest_s = str(error), min(MOST_REST_S, 2 * rest_s)  # what was read for nothing is paid for too
+            later = [s for s in there if s > step]
             if time.monotonic() > end or len(later) >= self._kept():
                 what = "has removed" if later else f"has not written in {self.part.patience_s:g} s"
                 if unlike:
@@ -206,7 +225,7 @@ class Group:
                     f"group {self.me} waits for step {step} of group {peer}, which that one {what}; start all groups, "
                     "or use exchange: newest"
                 )
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, rest_s))
 
     def update(self, turn: Turn, teacher: Teacher | None) -> StepLog:
         batch, objective = self.loop.batch(turn.index), self.step.objective

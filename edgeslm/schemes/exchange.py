@@ -1,17 +1,16 @@
-"""What the groups of a codistillation share: files in a folder, and nothing else (arXiv:1804.03235, section 2.1).
+"""What the groups of a codistillation share: files in one place, and nothing else (arXiv:1804.03235, section 2.1).
 
-    FOLDER/group-1/step-00000200.safetensors    of group 1 after 200 updates: its weights, or what it predicts
+    PLACE/group-1/step-00000200.safetensors    of group 1 after 200 updates: its weights, or what it predicts
 
-The header says what a file is (see Mark). It is written beside its place and moved there. Where moving is not atomic
-(a bucket that is mounted as a folder), or bytes were lost on the way, the digest in the header shows it, and a reader
-passes the file over as it does one of another recipe.
+The header says what a file is (see Mark). It appears there at once (see exchange_places). Where it does not (a bucket
+that is mounted as a folder), or bytes were lost on the way, the digest in the header shows it, and a reader passes the
+file over as it does one of another recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from edgeslm.errors import DataError
+from edgeslm.schemes.exchange_places import Place
 
 Wrong = Callable[[Mapping[str, Tensor]], str | None]  # why tensors must not be learned from; None where they may
 
@@ -49,7 +49,7 @@ class Exchange:
     `recipe`: see Mark. `shared`: rows that all groups read, where they exchange predictions; `servers`: (host, port) of
     what answers for each group, where those are asked for."""
 
-    folder: Path
+    folder: Place
     recipe: str
     here: tuple[int, ...]
     orders: Sequence[Any] = field(default_factory=tuple)
@@ -57,40 +57,22 @@ class Exchange:
     servers: Sequence[tuple[str, int]] = ()
 
 
-def path_of(folder: Path, group: int, step: int) -> Path:
-    return folder / f"group-{group}" / f"step-{step:08}.safetensors"
-
-
-def steps_of(folder: Path, group: int) -> list[int]:
-    """Steps of which there are files, newest first; none where nobody has written yet. Raises OSError where the folder
-    cannot be read."""
-    place = folder / f"group-{group}"
-    names = [p.name for p in place.iterdir()] if place.is_dir() else []
-    found = [n[5:-12] for n in names if n.startswith("step-") and n.endswith(".safetensors")]
-    return sorted((int(step) for step in found if step.isdigit()), reverse=True)
-
-
-def publish(folder: Path, mark: Mark, tensors: Mapping[str, Tensor], keep: int) -> Mark:
-    """Writes a group's file and removes its older ones but `keep`. Raises OSError, and then nothing is there."""
+def publish(place: Place, mark: Mark, tensors: Mapping[str, Tensor], keep: int) -> Mark:
+    """Writes a group's file and removes its older ones but `keep`. Raises OSError, and then nothing is there, or it
+    says that older ones stay."""
     flat, mark = _marked(mark, tensors)
-    path = path_of(folder, mark.group, mark.step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    part = path.with_name(f"{path.name}.part-{os.getpid()}")
+
+    def write(path: Path) -> None:
+        try:
+            save_file(flat, path, metadata=_header(mark))
+        except SafetensorError as error:  # how the library says that a disk is full
+            raise OSError(str(error)) from error
+
+    place.put(mark.group, mark.step, write)
     try:
-        part.touch()
-        mode = part.stat().st_mode
-        save_file(flat, part, metadata=_header(mark))
-        part.chmod(mode)  # the library lets nobody else read it, and peers may be other users
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except SafetensorError as error:  # how the library says that a disk is full
-        raise OSError(str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
-    for old in [s for s in steps_of(folder, mark.group) if s <= mark.step][keep:]:
-        path_of(folder, mark.group, old).unlink(missing_ok=True)
+        place.remove(mark.group, [s for s in place.steps(mark.group) if s <= mark.step][keep:])
+    except OSError as error:
+        raise OSError(f"it is there, but older ones stay: {error.strerror or error}") from error
     return mark
 
 
@@ -109,17 +91,9 @@ def _header(mark: Mark) -> dict[str, str]:
     return {name: str(value) for name, value in vars(mark).items()}
 
 
-def start_anew(folder: Path, group: int) -> None:
-    """Removes what an earlier training of this group left: a peer would take it for news."""
-    _sweep(folder / f"group-{group}")
-    for step in steps_of(folder, group):
-        path_of(folder, group, step).unlink(missing_ok=True)
-
-
-def _sweep(place: Path) -> None:
-    """Removes what a writer that was killed had begun: a group is the only writer of its folder."""
-    for left in place.glob("*.part-*"):
-        left.unlink(missing_ok=True)
+def start_anew(place: Place, group: int) -> None:
+    """Removes what an earlier training of this group left: a peer would take it for news. Raises OSError."""
+    place.remove(group, place.steps(group))
 
 
 def other_weights(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str | None:
@@ -135,10 +109,10 @@ def nothing_wrong(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def fetch(folder: Path, group: int, step: int, recipe: str, into: Path, wrong: Wrong = nothing_wrong) -> Mark:
+def fetch(place: Place, group: int, step: int, recipe: str, into: Path, wrong: Wrong = nothing_wrong) -> Mark:
     """Copies a peer's file to `into`, so that it stays when its writer removes it, and says what it is. Raises
     Unusable, and OSError where it cannot be read; `into` is then as it was."""
-    return accept(lambda part: shutil.copyfile(path_of(folder, group, step), part), group, step, recipe, into, wrong)
+    return accept(lambda part: place.copy(group, step, part), group, step, recipe, into, wrong)
 
 
 def accept(bring: Callable[[Path], Any], group: int, step: int | None, recipe: str, into: Path, wrong: Wrong) -> Mark:

@@ -1,4 +1,4 @@
-"""A process that runs groups' newest checkpoints for others: it reads them from the folder where groups write, and
+"""A process that runs groups' newest checkpoints for others: it reads them from the place where groups write, and
 answers with what they predict. It never writes there, and a group needs nothing of it but its answers.
 """
 
@@ -8,7 +8,9 @@ import copy
 import json
 import socketserver
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,11 +23,13 @@ from edgeslm.data.rows import Rows
 from edgeslm.errors import RuntimeFailure
 from edgeslm.schemes import exchange
 from edgeslm.schemes.exchange import Mark, Unusable
+from edgeslm.schemes.exchange_places import Place
 from edgeslm.schemes.exchange_wire import LARGEST_QUESTION_BYTES, Answer, receive_json, send
 from edgeslm.teachers.live import LiveTeacher
 from edgeslm.teachers.peer import predict
 
-LOOK_S = 0.5  # between looks into the folder
+LOOK_S = 0.5  # between looks at the place, or more where it asks for more
+AGAIN = 30  # rests, until what was passed over in a bucket is read once more
 PATIENCE_S = 30.0  # for who connects and then says nothing
 
 
@@ -33,7 +37,7 @@ class Desk:
     """The newest usable checkpoint of each group, each in a module of its own, and what they say of rows."""
 
     def __init__(
-        self, folder: Path, recipe: str, like: nn.Module, rows: Rows, groups: int, k: int, micro_rows: int, most: int
+        self, folder: Place, recipe: str, like: nn.Module, rows: Rows, groups: int, k: int, micro_rows: int, most: int
     ):
         """`like`: a module that their weights fit; `most`: rows of one question."""
         self.folder, self.recipe, self.like, self.rows, self.groups = folder, recipe, like, rows, groups
@@ -43,6 +47,7 @@ class Desk:
         self.models: dict[int, nn.Module] = {}
         self.marks: dict[int, Mark] = {}
         self.passed_over: dict[int, list[str]] = {}
+        self.unlike: dict[tuple[int, int], tuple[float, str]] = {}  # (group, step) -> until when, and why, it is left
         self.lock = threading.Lock()  # around modules: they are read by many threads
 
     def look(self) -> list[str]:
@@ -54,29 +59,38 @@ class Desk:
         problems: list[str] = []
         said: list[str] = []
         try:
-            for step in exchange.steps_of(self.folder, group):
+            there = self.folder.steps(group)
+            self.unlike = {at: why for at, why in self.unlike.items() if at[0] != group or at[1] in there}
+            for step in there:
                 if held is not None and step <= held.step:
                     break
+                until, why = self.unlike.get((group, step), (0.0, ""))
+                if time.monotonic() < until:
+                    problems.append(why)
+                    continue
                 try:
                     self._take(group, step)
                     said.append(f"group {group}: step {step}")
                     break
                 except Unusable as error:
                     problems.append(str(error))
+                    self.unlike[group, step] = time.monotonic() + AGAIN * self.folder.rest_s, str(error)
         except OSError as error:  # out of reach, or removed under our eyes: looked for again soon
             problems.append(f"group {group}: its checkpoints cannot be read ({error.strerror or error})")
         self.passed_over[group] = problems
         return said + [f"passed over: {what}" for what in problems if what not in before]
 
     def _take(self, group: int, step: int) -> None:
-        path, what = exchange.path_of(self.folder, group, step), f"group {group}, step {step}"
         fits = partial(exchange.other_weights, like=dict(self.like.named_parameters()))
-        mark, tensors = exchange.read_ours(path, group, step, self.recipe, fits, what)
-        model = self.models.get(group) or copy.deepcopy(self.like).requires_grad_(False)
-        with self.lock, torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(tensors[name])
-            self.models[group], self.marks[group] = model, mark
+        with tempfile.TemporaryDirectory(prefix="edgeslm-peers-") as scratch:
+            path = Path(scratch) / "copy"
+            self.folder.copy(group, step, path)
+            mark, tensors = exchange.read_ours(path, group, step, self.recipe, fits, f"group {group}, step {step}")
+            model = self.models.get(group) or copy.deepcopy(self.like).requires_grad_(False)
+            with self.lock, torch.no_grad():
+                for name, value in model.named_parameters():
+                    value.copy_(tensors[name])
+                self.models[group], self.marks[group] = model, mark
 
     def answer(self, question: dict[str, Any]) -> Answer:
         """Whatever is asked, there is an answer."""
@@ -142,7 +156,7 @@ class PeerServer(socketserver.ThreadingTCPServer):
                 said = [f"newer checkpoints could not be taken: {str(error).splitlines()[0]}"]
             for what in said:
                 self.say(what)
-            self.closed.wait(LOOK_S)
+            self.closed.wait(max(LOOK_S, self.desk.folder.rest_s))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Who asked has gone or speaks something else, or this question could not be computed: the next one can."""
