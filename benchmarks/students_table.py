@@ -6,6 +6,8 @@ import math
 import statistics
 from typing import Any
 
+from benchmarks import record
+
 Row = dict[str, Any]
 BEST = ("influence", "influence_run", "loss", "greedy")  # choices by importance
 
@@ -136,8 +138,9 @@ def bits(row: Row) -> float:
 def show(records: list[Row]) -> Row:
     for line in lines(records):
         print(line)
+    drift = record.read("mup")[-1]["mup_lr_drift"] if record.read("mup") else None  # benchmarks.mup measures it
     return {"token_saving": None, "importance_over_even": None, "vocabulary_removed": None,
-            "vocabulary_bits_per_byte_ratio": None, **headline(records)}  # fmt: skip
+            "vocabulary_bits_per_byte_ratio": None, **headline(records), "mup_lr_drift": drift}  # fmt: skip
 
 
 def readme(records: list[Row]) -> str:

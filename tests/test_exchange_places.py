@@ -23,8 +23,8 @@ from test_scheme_kinds import lines as log_of
 from edgeslm.errors import DataError, RecipeError
 from edgeslm.pipeline import serve
 from edgeslm.pipeline.check import Findings, check
-from edgeslm.pipeline.origin import shared_recipe
 from edgeslm.pipeline.groups import SERVERS, VARIABLE
+from edgeslm.pipeline.origin import shared_recipe
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.schemes import codistill, exchange_server
