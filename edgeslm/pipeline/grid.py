@@ -100,7 +100,8 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
             for name, rounded in round_model(weights, moments, formats).items():
                 master = on_grid[name]
                 master.scales = dict(rounded.scales)
-                other = (master.codes() != rounded.codes).view_as(master.value)
+                other = master.codes() != rounded.codes
+                other = other.repeat_interleave(master.format.per_code, 1).view_as(master.value)
                 master.value.data = torch.where(other, rounded.weight, master.value.data)
                 bar.advance(1)
 

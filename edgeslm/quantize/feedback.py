@@ -76,13 +76,13 @@ def layer_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
 @torch.no_grad()
 def round_plainly(weight: Tensor, form: BlockFormat, importance: Tensor | None = None) -> Rounded:
     """Each weight to its nearest level, scales fitted with `importance` [K]: what feedback is measured against."""
-    assert form.fit is not None and form.encode is not None
+    assert form.fit is not None
     blocks = form.to_blocks(weight)
     weights = None
     if importance is not None:
         weights = importance.expand(weight.shape).reshape(-1, form.block)
     scales = form.fit(blocks, weights)
-    codes = form.encode(blocks, scales)
+    codes = form.nearest(blocks, scales, weights)
     return Rounded(form.decode(codes, scales).reshape(weight.shape), codes, scales)
 
 
