@@ -223,16 +223,22 @@ def _read(
     )
 
 
-def _trained(form: BlockFormat, book: str, groups: int, unit: float) -> BlockFormat:
-    """With the verbs of training: codebookfit.py's scales, a step of d * unit * (2 sc + 1) for each of `groups`."""
+@functools.cache
+def _search(book: str, device: torch.device) -> FineCells | EvenLattice:
+    grid = _grid(book, CPU)
+    found = FineCells.of(grid) if grid.shape[1] == 4 else EvenLattice.of(grid)
+    return found.to(device)
 
-    @functools.cache
-    def search(device: torch.device) -> FineCells | EvenLattice:
-        grid = _grid(book, CPU)
-        found = FineCells.of(grid) if grid.shape[1] == 4 else EvenLattice.of(grid)
-        return found.to(device)
 
-    own = Book(groups, unit, search)
+BOOKS = {
+    "iq3_s": Book(groups=8, unit=1.0, search=functools.partial(_search, "IQ3_S")),
+    "iq2_s": Book(groups=16, unit=1 / 8, search=functools.partial(_search, "IQ2_S")),
+}
+
+
+def _trained(form: BlockFormat, book: str) -> BlockFormat:
+    """With the verbs of training."""
+    own = BOOKS[form.name]
 
     def encode(w: Tensor, scales: Scales, importance: Tensor | None = None) -> Tensor:
         index, signs = codebookfit.encode(w, scales, importance, own)
@@ -258,8 +264,6 @@ IQ1_S = _read("iq1_s", 50, 19, "IQ1_S", _odd_step, _pack_iq1_s, _unpack_iq1_s)
 IQ1_M = _read("iq1_m", 56, 29, "IQ1_S", _odd_step, _pack_iq1_m, _unpack_iq1_m)
 IQ2_XXS = _read("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs)
 IQ2_XS = _read("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs)
-IQ2_S = _trained(
-    _read("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S", groups=16, unit=1 / 8
-)
+IQ2_S = _trained(_read("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S")
 IQ3_XXS = _read("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs)
-IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S", groups=8, unit=1.0)
+IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S")

@@ -48,10 +48,16 @@ class FineCells:
 
     def nearest(self, x: Tensor, u: Tensor | None) -> Tensor:
         """x [v, m] >= 0, importance u [v, m] or None -> int32 [m]. NaN gives some entry."""
+        return _best(self.entries, self.candidates[: FEW if u is None else MANY], self._cell(x), x, u)
+
+    def around(self, x: Tensor, u: Tensor) -> Tensor:
+        """The entries worth looking at, int32 [candidates, m]."""
+        return self.candidates.index_select(1, self._cell(x))
+
+    def _cell(self, x: Tensor) -> Tensor:
         places = x.new_tensor([self.count**i for i in reversed(range(x.shape[0]))])
         cell = places @ ((x - self.lowest).mul_(1 / self.width).round_().clamp_(0, self.count - 1))
-        cell = cell.to(torch.int32).clamp_(0, self.candidates.shape[1] - 1)
-        return _best(self.entries, self.candidates[: FEW if u is None else MANY], cell, x, u)
+        return cell.to(torch.int32).clamp_(0, self.candidates.shape[1] - 1)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,10 @@ class EvenLattice:
             found.index_copy_(0, rest, best)
         return found
 
+    def around(self, x: Tensor, u: Tensor) -> Tensor:
+        """As FineCells.around."""
+        return self.candidates.index_select(1, self._point(x, u))
+
     def _point(self, x: Tensor, u: Tensor | None) -> Tensor:
         """The nearest point of even sum, as a number of base three, int32 [m]."""
         low, middle, high = self.levels
@@ -110,9 +120,7 @@ class EvenLattice:
         loss = torch.minimum((x - first).abs_().mul_(middle - low), (x - second).abs_().mul_(high - middle))
         if u is not None:
             loss.mul_(u)
-        cheapest = (
-            _lowest(loss, torch.arange(8, dtype=torch.int32, device=x.device)[:, None], 3).amin(0).bitwise_and_(7)
-        )
+        cheapest = lowest(loss, torch.arange(8, dtype=torch.int32, device=x.device)[:, None], 3).amin(0).bitwise_and_(7)
         at = x.gather(0, cheapest[None].long())[0]
         upper = (middle - low) * first + (high - middle) * second  # where both changes lose the same
         change = torch.where(at * (high - low) < upper, first, second).sub_(at).sign_()
@@ -139,11 +147,11 @@ def _best(entries: Tensor, candidates: Tensor, cell: Tensor, x: Tensor, u: Tenso
         index = row.index_select(0, cell)
         rest = entries.index_select(1, index).sub_(x)
         square = rest.mul_(rest) if u is None else rest.mul_(rest).mul_(u)
-        best = torch.minimum(best, _lowest(square.sum(0), index, ENTRY_BITS))
+        best = torch.minimum(best, lowest(square.sum(0), index, ENTRY_BITS))
     return best.bitwise_and_((1 << ENTRY_BITS) - 1)
 
 
-def _lowest(error: Tensor, whose: Tensor, bits: int) -> Tensor:
+def lowest(error: Tensor, whose: Tensor, bits: int) -> Tensor:
     """Errors >= 0 whose lowest bits say whose they are, int32: the least of these is found with its owner in one go,
     several times as fast as by comparing and choosing. Numbers that are not negative order like their bits."""
     return error.view(torch.int32).bitwise_and_(-(1 << bits)).bitwise_or_(whose)
