@@ -15,11 +15,11 @@ from edgeslm.formats.minifloats import from_e4m3_half, from_e8m0_half, to_e4m3_h
 from edgeslm.runtimes import libggml
 
 SCALAR = ["iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "q2_0", "tq2_0", "tq1_0", "q1_0"]
-BOOKS = ["iq3_s", "iq2_s"]  # a code stands for eight weights
-READ = ["iq3_xxs", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"]
+BOOKS = ["iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs"]  # a code stands for eight weights
+READ = ["iq1_m", "iq1_s"]
 TRAINED = SCALAR + BOOKS
 CODE_COUNT = {"iq4_nl": 16, "iq4_xs": 16, "mxfp4": 16, "nvfp4": 16, "q2_0": 4, "tq2_0": 3, "tq1_0": 3, "q1_0": 2}
-UNIT = {"iq3_s": 1.0, "iq2_s": 1 / 8}
+UNIT = {"iq3_s": 1.0, "iq3_xxs": 1 / 4, "iq2_s": 1 / 8, "iq2_xs": 1 / 8, "iq2_xxs": 1 / 8}
 BLOCKS = 4096
 
 
@@ -211,10 +211,12 @@ def test_byte_scales_come_back_and_refuse_no_step():
 @pytest.mark.parametrize("kind", ["gauss", "heavy"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_fit_is_closer_than_ggml(name, kind, importance, ggml):
-    grid, w, u = FORMATS[name], weights(kind, FORMATS[name]), channels(importance, FORMATS[name])
+    count = 1 << (17 if name in SCALAR else 16)
+    grid, w, u = FORMATS[name], weights(kind, FORMATS[name], count), channels(importance, FORMATS[name])
     per_weight = None if u is None else u.expand(w.shape)
     ours = weighed(grid, w, per_weight)
-    packed = ggml.quantize(grid.ggml_type, w.numpy(), None if u is None else u.numpy())
+    even = None if name in SCALAR else np.ones(grid.block, np.float32)  # what ggml's search for codebooks is best at
+    packed = ggml.quantize(grid.ggml_type, w.numpy(), even if u is None else u.numpy())
     theirs = torch.from_numpy(ggml.dequantize(grid.ggml_type, packed, grid.block))
     error, their_error = (((w - x).square_() * (1.0 if u is None else u)).sum(1) for x in (ours, theirs))
     ratio = float(error.sum() / their_error.sum())
@@ -225,7 +227,7 @@ def test_fit_is_closer_than_ggml(name, kind, importance, ggml):
         assert ratio < 0.97
     # candidates are finite, so ggml's may be the luckier one in a few blocks
     assert (error <= their_error * 1.001).float().mean() > 0.97
-    assert (error <= their_error * 1.2).all()
+    assert (error <= their_error * (1.2 if name in SCALAR else 1.5)).all()
 
 
 @pytest.mark.parametrize("name, slack", [("q2_0", 1.0005), ("tq2_0", 1.0005), ("q1_0", 1.0005), ("iq4_nl", 1.02)])

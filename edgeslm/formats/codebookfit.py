@@ -9,7 +9,7 @@
 
 Which entry is nearest depends on the importance of the weights inside a vector, so `encode` takes it too. Compare
 ggml-quants.c `quantize_row_iq3_s_impl`, `quantize_row_iq2_s_impl`.
-Shape letters: n super-blocks, g groups in each, p vectors of v weights in a group, m = n * g * p vectors, columns.
+Shape letters: n super-blocks, g groups in each, p times eight weights in a group; m vectors of v weights, as columns.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from edgeslm.formats.base import Scales
-from edgeslm.formats.codesearch import EvenLattice, FineCells
+from edgeslm.formats.codesearch import EvenLattice, FineCells, cheapest
 from edgeslm.formats.lattice import by_slices, relative, unit_of
 from edgeslm.formats.search import to_float16
 from edgeslm.formats.sweep import inverse
 
+SECOND, SIGNS = 9, 18  # first bits of the second index and of the signs in a code
 TOP = 15  # largest `sc`
 SLICE_WEIGHTS = 1 << 16  # rounded at a time: vectors, entries and errors share a core's cache
 # the share of the book's largest level that the largest weight of a group is put at
@@ -38,10 +39,11 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Book:
-    """How a format keeps vectors: g groups of a step of their own, its search, and how indices and signs make codes."""
+    """How a format keeps vectors: `groups` in a block, the unit of their steps, and what finds the nearest entry."""
 
     groups: int
     unit: float
+    even: bool  # whether of eight signs an even number is negative: the file keeps seven
     search: Callable[[torch.device], FineCells | EvenLattice]
 
     def step(self, scales: Scales) -> Tensor:
@@ -61,28 +63,53 @@ def gather(step: Tensor, minimum: Tensor | None, scales: Scales, book: Book) -> 
     return {"d": scales["d"], "sc": book.nearest_sc(step, scales["d"].float()).to(torch.uint8)}
 
 
-def encode(w: Tensor, scales: Scales, importance: Tensor | None, book: Book) -> tuple[Tensor, Tensor]:
-    """w [n, 256] -> indices int32 [n, 256 / v] and signs int32 [n, 32], bit j of them of weight j of eight."""
+def encode(w: Tensor, scales: Scales, importance: Tensor | None, book: Book) -> Tensor:
+    """w [n, 256] -> codes int32 [n, 32]: indices in the lowest bits, then eight signs (codebooks.py)."""
     rows = SLICE_WEIGHTS // w.shape[1] if w.device.type == "cpu" else max(1, w.shape[0])
     step, found = book.step(scales), []
     for at in range(0, max(1, w.shape[0]), rows):
         cut = slice(at, at + rows)
         found.append(_encode(w[cut], step[cut], None if importance is None else importance[cut], book))
-    return torch.cat([index for index, _ in found]), torch.cat([signs for _, signs in found])
+    return torch.cat(found)
 
 
-def _encode(w: Tensor, step: Tensor, importance: Tensor | None, book: Book) -> tuple[Tensor, Tensor]:
+def _encode(w: Tensor, step: Tensor, importance: Tensor | None, book: Book) -> Tensor:
     search, n = book.search(w.device), w.shape[0]
-    size = search.entries.shape[0]
-    x = (w.reshape(*step.shape, -1) * inverse(step)[:, :, None]).reshape(-1, 8)
+    x = _columns((w.reshape(*step.shape, -1) * inverse(step)[:, :, None]).reshape(w.shape))
+    u = None if importance is None else _columns(relative(importance))
+    size, signs = sizes_and_signs(x, u, book.even)
+    index = search.nearest(_vectors(size, search), None if u is None else _vectors(u, search)).view(-1, size.shape[1])
+    codes = signs.bitwise_left_shift_(SIGNS)
+    for part, bits in zip(index, (0, SECOND), strict=False):
+        codes.bitwise_or_(part << bits)
+    return codes.view(n, -1)
+
+
+def sizes_and_signs(x: Tensor, u: Tensor | None, even: bool) -> tuple[Tensor, Tensor]:
+    """x, u [8, m] -> sizes [8, m] and signs int32 [m], bit j of them of weight j.
+
+    Where an `even` number of signs must be negative and is not, the weight that loses least by it gets the wrong sign:
+    its size becomes negative. It loses 4 u |x| level, and all such weights end on the lowest level.
+    """
+    size, negative = x.abs(), (x < 0).to(x.dtype)
+    if even:
+        odd = negative.sum(0).remainder_(2)
+        flip = cheapest(size if u is None else size * u)[None].long()
+        negative.scatter_add_(0, flip, (odd * (1 - 2 * negative.gather(0, flip))))
+        size.scatter_(0, flip, size.gather(0, flip) * (1 - 2 * odd))
     bits = x.new_tensor([1 << j for j in range(8)])
-    signs = torch.mv((x < 0).float(), bits).to(torch.int32).view(n, -1)
-    u = None if importance is None else _columns(relative(importance), size)
-    return search.nearest(_columns(x, size).abs_(), u).view(n, -1), signs
+    return size, (bits @ negative).to(torch.int32)
 
 
-def _columns(x: Tensor, size: int) -> Tensor:
-    return x.reshape(-1, size).t().contiguous()
+def _columns(x: Tensor) -> Tensor:
+    """[n, 256] -> [8, n * 32]"""
+    return x.reshape(-1, 8).t().contiguous()
+
+
+def _vectors(x: Tensor, search: FineCells | EvenLattice) -> Tensor:
+    """[8, m] -> [v, m * 8 / v]: where v is 4, the first halves of all, then the second."""
+    size = len(search.entries)
+    return x if size == 8 else x.view(8 // size, size, -1).transpose(0, 1).reshape(size, -1)
 
 
 def fit(w: Tensor, importance: Tensor | None, book: Book) -> Scales:
@@ -95,12 +122,14 @@ class _SuperBlocks:
 
     def __init__(self, w: Tensor, importance: Tensor | None, book: Book):
         self.book, self.n, self.search = book, w.shape[0], book.search(w.device)
-        size = self.search.entries.shape[0]
         self.unit = unit_of(w)
-        self.x = _columns((w / self.unit).abs_(), size)
-        self.u = None if importance is None else _columns(relative(importance), size)
+        u = None if importance is None else _columns(relative(importance))
+        # which sign is wrong for the sake of an even number does not depend on the step
+        size, _ = sizes_and_signs(_columns(w / self.unit), u, book.even)
+        self.x = _vectors(size, self.search)
+        self.u = None if u is None else _vectors(u, self.search)
         self.ux = self.x if self.u is None else self.u * self.x
-        self.p = w.shape[1] // size // book.groups
+        self.halves, self.p = 8 // len(self.search.entries), w.shape[1] // 8 // book.groups
         self.most = float(self.search.entries.max())
         self.whole = self._total(self.ux * self.x)
 
@@ -119,7 +148,7 @@ class _SuperBlocks:
 
     def _steps(self) -> tuple[Tensor, Tensor]:
         """The step of least error of every group alone, and how much that error bends, [n, g]."""
-        largest = self.x.amax(0).view(self.n, -1, self.p).amax(2)
+        largest = self.x.amax(0).view(self.halves, self.n, -1, self.p).amax(3).amax(0)
         step, bend, most = (torch.zeros_like(largest) for _ in range(3))
         for share in (*SHARES, *MOVES):
             trial = largest / (share * self.most) if share in SHARES else step * share
@@ -137,7 +166,7 @@ class _SuperBlocks:
         best, least = widest, torch.full_like(widest, torch.inf)
         for share in UNITS:
             d = widest * share
-            d, error = d, (book.multiple(book.nearest_sc(step, d)) * d - step).square_().mul_(bend).sum(1, True)
+            error = (book.multiple(book.nearest_sc(step, d)) * d - step).square_().mul_(bend).sum(1, True)
             best, least = torch.where(error < least, d, best), torch.minimum(error, least)
         found, kept, most = best, torch.zeros_like(step), torch.full_like(widest, -torch.inf)
         for squeeze in SQUEEZES:
@@ -169,7 +198,7 @@ class _SuperBlocks:
 
     def _sums(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """Of every group [n, g]: sum(u |w| q) and sum(u q q), q the entries taken with steps [n, g]."""
-        per_vector = inverse(step).reshape(-1, 1).expand(-1, self.p).reshape(-1)
+        per_vector = inverse(step)[None, :, :, None].expand(self.halves, -1, -1, self.p).reshape(-1)
         entries = self.search.entries.index_select(1, self.search.nearest(self.x * per_vector, self.u))
         product = self._total(self.ux * entries)
         square = entries.mul_(entries) if self.u is None else entries.mul_(entries).mul_(self.u)
@@ -177,7 +206,7 @@ class _SuperBlocks:
 
     def _total(self, x: Tensor) -> Tensor:
         """[v, m] -> sums [n, g]"""
-        return x.sum(0).view(self.n, -1, self.p).sum(2)
+        return x.sum(0).view(self.halves, self.n, -1, self.p).sum(3).sum(0)
 
     def _stored(self, d: Tensor) -> Tensor:
         """The number that float16 keeps of d. One that is not 0 stays so."""

@@ -34,12 +34,12 @@ from torch import Tensor
 from edgeslm.formats import codebookfit
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.bits import as_bytes, float16_at, pack_runs, unpack_runs
-from edgeslm.formats.codebookfit import Book
+from edgeslm.formats.codebookfit import SECOND, SIGNS, Book
 from edgeslm.formats.codesearch import EvenLattice, FineCells
 
 SUPER = 256
 CPU = torch.device("cpu")
-SECOND, SIGNS, SHIFT = 9, 18, 11  # first bits of the parts of a code
+SHIFT = 11  # first bit of that part of a code of iq1
 
 
 @functools.cache
@@ -231,20 +231,17 @@ def _search(book: str, device: torch.device) -> FineCells | EvenLattice:
 
 
 BOOKS = {
-    "iq3_s": Book(groups=8, unit=1.0, search=functools.partial(_search, "IQ3_S")),
-    "iq2_s": Book(groups=16, unit=1 / 8, search=functools.partial(_search, "IQ2_S")),
+    "iq3_s": Book(8, 1.0, False, functools.partial(_search, "IQ3_S")),
+    "iq3_xxs": Book(8, 1 / 4, True, functools.partial(_search, "IQ3_XXS")),
+    "iq2_s": Book(16, 1 / 8, False, functools.partial(_search, "IQ2_S")),
+    "iq2_xs": Book(16, 1 / 8, True, functools.partial(_search, "IQ2_XS")),
+    "iq2_xxs": Book(8, 1 / 8, True, functools.partial(_search, "IQ2_XXS")),
 }
 
 
 def _trained(form: BlockFormat, book: str) -> BlockFormat:
     """With the verbs of training."""
     own = BOOKS[form.name]
-
-    def encode(w: Tensor, scales: Scales, importance: Tensor | None = None) -> Tensor:
-        index, signs = codebookfit.encode(w, scales, importance, own)
-        if index.shape[1] > signs.shape[1]:
-            index = index[:, 0::2] | (index[:, 1::2] << SECOND)
-        return index.bitwise_or_(signs.bitwise_left_shift_(SIGNS))
 
     def levels(codes: Tensor) -> Tensor:
         one = {"d": codes.new_ones(codes.shape[0], 1, dtype=torch.float16)}
@@ -253,7 +250,7 @@ def _trained(form: BlockFormat, book: str) -> BlockFormat:
     return replace(
         form,
         fit=lambda w, importance=None: codebookfit.fit(w, importance, own),
-        encode=encode,
+        encode=lambda w, scales, importance=None: codebookfit.encode(w, scales, importance, own),
         levels=levels,
         spread=lambda scales: (own.step(scales), None),
         gather=functools.partial(codebookfit.gather, book=own),
@@ -262,8 +259,8 @@ def _trained(form: BlockFormat, book: str) -> BlockFormat:
 
 IQ1_S = _read("iq1_s", 50, 19, "IQ1_S", _odd_step, _pack_iq1_s, _unpack_iq1_s)
 IQ1_M = _read("iq1_m", 56, 29, "IQ1_S", _odd_step, _pack_iq1_m, _unpack_iq1_m)
-IQ2_XXS = _read("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs)
-IQ2_XS = _read("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs)
+IQ2_XXS = _trained(_read("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs), "IQ2_XXS")
+IQ2_XS = _trained(_read("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs), "IQ2_XS")
 IQ2_S = _trained(_read("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S")
-IQ3_XXS = _read("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs)
+IQ3_XXS = _trained(_read("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs), "IQ3_XXS")
 IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S")

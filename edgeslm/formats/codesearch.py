@@ -47,7 +47,8 @@ class FineCells:
         return replace(self, entries=self.entries.to(device), candidates=self.candidates.to(device))
 
     def nearest(self, x: Tensor, u: Tensor | None) -> Tensor:
-        """x [v, m] >= 0, importance u [v, m] or None -> int32 [m]. NaN gives some entry."""
+        """x [v, m], importance u [v, m] or None -> int32 [m]. A negative x had to take the wrong sign, and wants the
+        lowest level. NaN gives some entry."""
         return _best(self.entries, self.candidates[: FEW if u is None else MANY], self._cell(x), x, u)
 
     def around(self, x: Tensor, u: Tensor) -> Tensor:
@@ -120,11 +121,11 @@ class EvenLattice:
         loss = torch.minimum((x - first).abs_().mul_(middle - low), (x - second).abs_().mul_(high - middle))
         if u is not None:
             loss.mul_(u)
-        cheapest = lowest(loss, torch.arange(8, dtype=torch.int32, device=x.device)[:, None], 3).amin(0).bitwise_and_(7)
-        at = x.gather(0, cheapest[None].long())[0]
+        second_best = cheapest(loss)
+        at = x.gather(0, second_best[None].long())[0]
         upper = (middle - low) * first + (high - middle) * second  # where both changes lose the same
         change = torch.where(at * (high - low) < upper, first, second).sub_(at).sign_()
-        cell = (places @ number).add_(odd.mul_(change).mul_(places.index_select(0, cheapest)))
+        cell = (places @ number).add_(odd.mul_(change).mul_(places.index_select(0, second_best)))
         return cell.to(torch.int32).clamp_(0, len(self.entry_of) - 1)
 
 
@@ -149,6 +150,11 @@ def _best(entries: Tensor, candidates: Tensor, cell: Tensor, x: Tensor, u: Tenso
         square = rest.mul_(rest) if u is None else rest.mul_(rest).mul_(u)
         best = torch.minimum(best, lowest(square.sum(0), index, ENTRY_BITS))
     return best.bitwise_and_((1 << ENTRY_BITS) - 1)
+
+
+def cheapest(error: Tensor) -> Tensor:
+    """error [8, m] >= 0 -> which of the eight is least, int32 [m]."""
+    return lowest(error, torch.arange(8, dtype=torch.int32, device=error.device)[:, None], 3).amin(0).bitwise_and_(7)
 
 
 def lowest(error: Tensor, whose: Tensor, bits: int) -> Tensor:

@@ -31,6 +31,10 @@ class Vectors:
     kind = torch.float32
 
     @property
+    def even(self) -> bool:
+        return BOOKS[self.form.name].even
+
+    @property
     def size(self) -> int:
         return self.search.entries.shape[0]
 
@@ -49,11 +53,29 @@ class Vectors:
         sc = torch.zeros(n, book.groups, dtype=torch.uint8, device=index.device)
         return self.form.nearest(index, {"d": d, "sc": sc}, None)
 
-    def nearest(self, x: Tensor, root: Tensor) -> Tensor:
-        """x [v, r] in steps, root R [v, v] -> levels g [v, r] with |R (g - x)| least among the entries around x."""
-        entries, sign = self.search.entries, torch.where(x < 0, -1.0, 1.0)
-        size = x.abs()
-        index = self.search.around(size, root.square().sum(0)[:, None].expand_as(x))  # [m, r]
+    def odd(self, index: Tensor, at: int, rounded: int) -> Tensor | None:
+        """Where the vector that begins at column `at` of `index` [K, r] must have an odd number of negative levels, [r]
+        or None, so that its eight columns have an even one; the first `rounded` columns are known."""
+        start = at - at % 8
+        others = [j for j in range(start, start + 8, self.size) if j != at]
+        if not self.even or any(j >= rounded for j in others):
+            return None
+        odd = torch.zeros(index.shape[1], dtype=torch.bool, device=index.device)
+        for j in others:
+            odd ^= (index[j : j + self.size] < 0).sum(0) % 2 == 1
+        return odd
+
+    def nearest(self, x: Tensor, root: Tensor, odd: Tensor | None) -> Tensor:
+        """x [v, r] in steps, root R [v, v] -> levels g [v, r] with |R (g - x)| least among the entries around x. `odd`
+        [r] says where an odd number of them must be negative, in the others an even one; None: any number."""
+        entries, u = self.search.entries, root.square().sum(0)[:, None].expand_as(x)
+        sign = torch.where(x < 0, -1.0, 1.0)
+        if odd is not None:
+            wrong = torch.where(odd, -1.0, 1.0) * sign.prod(0)  # -1 where one sign has to turn
+            turned = (u * x.abs()).argmin(0, keepdim=True)  # loses least by it, as in codebookfit.sizes_and_signs
+            sign.scatter_(0, turned, sign.gather(0, turned) * wrong)
+        size = x * sign
+        index = self.search.around(size, u)  # [m, r]
         rest = entries.index_select(1, index.view(-1)).view(len(x), *index.shape)
         rest = rest.sub_(size[:, None]).mul_(sign[:, None])
         error = (root @ rest.view(len(x), -1)).square_().sum(0).view_as(index)
@@ -79,7 +101,7 @@ def round_columns(
             part, place = slice(j, j + size), (j - first) // group
             eye = torch.eye(size, device=root.device)
             own = torch.linalg.solve_triangular(root[part, part], eye, upper=True).T  # e = own (w - q), as columns
-            index[part] = rungs.nearest(left[part] * inverse[place], own)
+            index[part] = rungs.nearest(left[part] * inverse[place], own, rungs.odd(index, j, rounded=j))
             error = errors[j - at : j - at + size]
             torch.mm(own, left[part] - index[part] * step[place], out=error)
             left[j + size : till].addmm_(root[part, j + size : till].T, error, alpha=-1)
@@ -101,7 +123,7 @@ def sweep_columns(
             corner, level = near[part, part], index[at + j : at + j + size]
             root = torch.linalg.cholesky(corner, upper=True)
             wanted = torch.cholesky_solve(own[part], root, upper=True).mul_(inverse[place]).add_(level)
-            chosen = rungs.nearest(wanted, root)
+            chosen = rungs.nearest(wanted, root, rungs.odd(index, at + j, rounded=len(index)))
             move = (chosen - level).mul_(step[place])
             better = (move * (corner @ move - 2 * own[part])).sum(0) < 0
             level.copy_(torch.where(better, chosen, level))
