@@ -94,7 +94,7 @@ def sizes_and_signs(x: Tensor, u: Tensor | None, even: bool) -> tuple[Tensor, Te
     size, negative = x.abs(), (x < 0).to(x.dtype)
     if even:
         odd = negative.sum(0).remainder_(2)
-        flip = cheapest(size if u is None else size * u)[None].long()
+        flip = cheapest(size.clone() if u is None else size * u)[None].long()
         negative.scatter_add_(0, flip, (odd * (1 - 2 * negative.gather(0, flip))))
         size.scatter_(0, flip, size.gather(0, flip) * (1 - 2 * odd))
     bits = x.new_tensor([1 << j for j in range(8)])

@@ -153,11 +153,12 @@ def _best(entries: Tensor, candidates: Tensor, cell: Tensor, x: Tensor, u: Tenso
 
 
 def cheapest(error: Tensor) -> Tensor:
-    """error [8, m] >= 0 -> which of the eight is least, int32 [m]."""
+    """error [8, m] >= 0 -> which of the eight is least, int32 [m]. Overwrites them."""
     return lowest(error, torch.arange(8, dtype=torch.int32, device=error.device)[:, None], 3).amin(0).bitwise_and_(7)
 
 
 def lowest(error: Tensor, whose: Tensor, bits: int) -> Tensor:
     """Errors >= 0 whose lowest bits say whose they are, int32: the least of these is found with its owner in one go,
-    several times as fast as by comparing and choosing. Numbers that are not negative order like their bits."""
+    several times as fast as by comparing and choosing. Numbers that are not negative order like their bits. Overwrites
+    the errors."""
     return error.view(torch.int32).bitwise_and_(-(1 << bits)).bitwise_or_(whose)

@@ -103,6 +103,14 @@ class Master:
         cut = [{k: v[p] for k, v in self.scales.items()} for p in self._slices(blocks)]
         return torch.cat([self._encode(blocks, p, s) for p, s in zip(self._slices(blocks), cut, strict=True)])
 
+    @torch.no_grad()
+    def adopt(self, weight: Tensor, codes: Tensor, scales: Scales) -> None:
+        """Scales and codes found elsewhere, and the weight they decode to. A value whose code is another moves to that
+        code's; the others keep their place inside their cell, which says how near the next code is."""
+        self.scales = dict(scales)
+        other = (self.codes() != codes).repeat_interleave(self.format.per_code, 1)
+        self.value.data = torch.where(other.view_as(self.value), weight, self.value.data)
+
     def watch(self, weight: nn.Parameter) -> None:
         """From now on `weight` is the module's, and its gradients come here."""
         self.weight = weight
