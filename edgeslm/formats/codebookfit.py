@@ -3,7 +3,7 @@
 1. Every group alone: trial steps round its vectors to entries of the book; least squares gives the best step for those
    entries, and the trial that explains most wins (as in tablefit.py).
 2. `d`: candidates judged by what whole numbers `sc` cost, knowing how much each group's error bends; then the best of
-   some smaller ones by true error.
+   some around it by true error.
 3. Rounds of: the neighbours of every `sc` by true error; then `d` by least squares for the entries that result, kept
    where it is better *as float16*.
 
@@ -28,13 +28,14 @@ from edgeslm.formats.sweep import inverse
 
 SECOND, SIGNS = 9, 18  # first bits of the second index and of the signs in a code
 TOP = 15  # largest `sc`
-SLICE_WEIGHTS = 1 << 16  # rounded at a time: vectors, entries and errors share a core's cache
-# the share of the book's largest level that the largest weight of a group is put at
-SHARES = tuple(0.55 + 0.05 * i for i in range(17))
-MOVES = (1.0, 0.95, 1.05, 0.98, 1.02)  # of the best step, each followed by least squares
+SLICE_WEIGHTS = 1 << 17  # rounded at a time: vectors, entries and errors share a core's cache
+# the share of the book's largest level that the largest weight of a group is put at; beyond 1 it is cut, which pays
+# where importance is spiky
+SHARES = (0.55, 0.65, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5, 1.8, 2.2, 2.8)
+MOVES = (1.0, 0.96, 1.04)  # of the best step, each followed by least squares
 UNITS = tuple(0.6 + 0.025 * i for i in range(25))  # of the `d` that gives the largest step its largest whole number
-SQUEEZES = (1.0, 0.94, 0.88, 0.8, 1.06)  # of the best of those, by true error
-ROUNDS = 3
+SQUEEZES = (1.0, 0.95, 0.9, 0.82, 1.06)  # of the best of those, by true error
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def sizes_and_signs(x: Tensor, u: Tensor | None, even: bool) -> tuple[Tensor, Te
     if even:
         odd = negative.sum(0).remainder_(2)
         flip = cheapest(size.clone() if u is None else size * u)[None].long()
-        negative.scatter_add_(0, flip, (odd * (1 - 2 * negative.gather(0, flip))))
+        negative.scatter_(0, flip, (negative.gather(0, flip) - odd).abs_())
         size.scatter_(0, flip, size.gather(0, flip) * (1 - 2 * odd))
     bits = x.new_tensor([1 << j for j in range(8)])
     return size, (bits @ negative).to(torch.int32)
@@ -150,8 +151,9 @@ class _SuperBlocks:
         """The step of least error of every group alone, and how much that error bends, [n, g]."""
         largest = self.x.amax(0).view(self.halves, self.n, -1, self.p).amax(3).amax(0)
         step, bend, most = (torch.zeros_like(largest) for _ in range(3))
-        for share in (*SHARES, *MOVES):
-            trial = largest / (share * self.most) if share in SHARES else step * share
+        trials = [*((largest / self.most, 1 / share) for share in SHARES), *((None, move) for move in MOVES)]
+        for start, factor in trials:
+            trial = (step if start is None else start) * factor
             product, square = self._sums(trial)
             found = product * inverse(square)
             gain = product * found
