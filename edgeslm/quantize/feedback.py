@@ -9,7 +9,7 @@ rounded. With H^-1 = U^T U, U upper triangular:
 The scales of a block are searched when its first column is reached, on the weights as they stand then, the squared
 error of column j weighed by 1 / U_jj^2: that is its loss once the later columns have done what they can. Blocks stay
 whole, so columns keep their order. Rows do not touch each other; a row that plain rounding serves better keeps it.
-Sweeps of coordinate descent (descent.py) follow.
+Sweeps of coordinate descent (descent.py) follow. Codebook formats take several columns at a time (vectors.py).
 Shape letters: O rows (outputs), K columns (inputs), r rows at a time, g groups in a block, c columns at a time.
 """
 
