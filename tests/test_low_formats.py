@@ -105,6 +105,14 @@ def test_every_byte_scale_decodes_every_code_as_in_libggml(name, ggml):
 
 
 @pytest.mark.parametrize("name", BOOKS + READ)
+def test_one_block_alone_unpacks_as_among_others(name):
+    raw = random_bytes(FORMATS[name], 6, 3)
+    alone, many = FORMATS[name].unpack(raw[:1].clone()), FORMATS[name].unpack(raw)
+    assert torch.equal(alone[0], many[0][:1])
+    assert all(same_bits(alone[1][key].float(), value[:1].float().numpy()) for key, value in many[1].items())
+
+
+@pytest.mark.parametrize("name", BOOKS + READ)
 def test_random_bytes_name_every_entry_of_the_codebook(name):
     """The oracle tests above look at all of it only if this holds."""
     codes, _ = FORMATS[name].unpack(random_bytes(FORMATS[name], 1))

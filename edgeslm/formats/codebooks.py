@@ -95,7 +95,7 @@ def _odd_step(scales: Scales) -> Tensor:
 
 def _words(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes [n, m] -> int32 words [n, m / size], 16-bit ones without a sign."""
-    words = data.contiguous().view(dtype)
+    words = data.clone(memory_format=torch.contiguous_format).view(dtype)  # one block's bytes may begin anywhere
     return words if dtype == torch.int32 else words.to(torch.int32) & 0xFFFF
 
 
