@@ -14,9 +14,12 @@ from edgeslm.formats.base import BlockFormat
 from edgeslm.formats.minifloats import from_e4m3_half, from_e8m0_half, to_e4m3_half, to_e8m0_half
 from edgeslm.runtimes import libggml
 
-TRAINED = ["iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "q2_0", "tq2_0", "tq1_0", "q1_0"]
-READ = ["iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s"]
+SCALAR = ["iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "q2_0", "tq2_0", "tq1_0", "q1_0"]
+BOOKS = ["iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs"]  # a code stands for eight weights
+READ = ["iq1_m", "iq1_s"]
+TRAINED = SCALAR + BOOKS
 CODE_COUNT = {"iq4_nl": 16, "iq4_xs": 16, "mxfp4": 16, "nvfp4": 16, "q2_0": 4, "tq2_0": 3, "tq1_0": 3, "q1_0": 2}
+UNIT = {"iq3_s": 1.0, "iq3_xxs": 1 / 4, "iq2_s": 1 / 8, "iq2_xs": 1 / 8, "iq2_xxs": 1 / 8}
 BLOCKS = 4096
 
 
@@ -56,11 +59,18 @@ def rounded(grid: BlockFormat, w: torch.Tensor, scales: dict[str, torch.Tensor])
     return grid.decode(grid.encode(w, scales), scales)  # type: ignore[misc]
 
 
+def weighed(grid: BlockFormat, w: torch.Tensor, u: torch.Tensor | None) -> torch.Tensor:
+    """As a weight of importance u [n, k] ships."""
+    scales = grid.fit(w, u)  # type: ignore[misc]
+    return grid.decode(grid.nearest(w, scales, u), scales)
+
+
 def test_the_table_holds_them_and_their_verbs_are_whole(ggml):
-    assert [n for n in FORMATS if n in TRAINED + READ] == TRAINED + READ
+    assert [n for n in FORMATS if n in SCALAR] == SCALAR and set(BOOKS + READ) < set(FORMATS)
     for name in TRAINED + READ:
         grid = FORMATS[name]
         assert ggml.type_facts(grid.ggml_type) == (name, grid.block, grid.bytes)
+        assert grid.per_code == (1 if name in SCALAR else 8)
         verbs = (grid.fit, grid.encode, grid.levels, grid.spread, grid.gather)
         assert all(verbs) if name in TRAINED else not any(verbs)
 
@@ -94,7 +104,15 @@ def test_every_byte_scale_decodes_every_code_as_in_libggml(name, ggml):
     assert same_bits(grid.dequantize(raw, (256, -1)), ggml.dequantize(grid.ggml_type, raw.numpy(), grid.block))
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", BOOKS + READ)
+def test_one_block_alone_unpacks_as_among_others(name):
+    raw = random_bytes(FORMATS[name], 6, 3)
+    alone, many = FORMATS[name].unpack(raw[:1].clone()), FORMATS[name].unpack(raw)
+    assert torch.equal(alone[0], many[0][:1])
+    assert all(same_bits(alone[1][key].float(), value[:1].float().numpy()) for key, value in many[1].items())
+
+
+@pytest.mark.parametrize("name", BOOKS + READ)
 def test_random_bytes_name_every_entry_of_the_codebook(name):
     """The oracle tests above look at all of it only if this holds."""
     codes, _ = FORMATS[name].unpack(random_bytes(FORMATS[name], 1))
@@ -131,7 +149,7 @@ def test_tq1_0_packs_every_five_digits_as_ggml_writes_them(ggml):
     assert same_bits(grid.dequantize(again, (BLOCKS, -1)), grid.dequantize(raw, (BLOCKS, -1)).numpy())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", SCALAR)
 def test_encode_takes_the_nearest_level(name):
     grid, w = FORMATS[name], weights("heavy", FORMATS[name], 1 << 14)
     scales = grid.fit(w)
@@ -150,7 +168,7 @@ def test_decode_is_levels_times_step_bit_for_bit(name):
     step, minimum = grid.spread(scales)
     assert minimum is None and step.dtype == torch.float32
     product = grid.levels(codes).reshape(*step.shape, -1) * step[:, :, None]
-    assert same_bits(grid.decode(codes, scales), product.reshape(codes.shape).numpy())
+    assert same_bits(grid.decode(codes, scales), product.reshape(-1, grid.block).numpy())
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -180,6 +198,10 @@ def test_gather_takes_the_nearest_step_the_file_can_store(name):
         every = scales["d"].float()[:, :, None] * torch.arange(-32, 32)
         slack = 1e-6 * moved.abs()
         assert ((stored - moved).abs() <= (every - moved[:, :, None]).abs().amin(2) + slack).all()
+    elif name in BOOKS:
+        every = scales["d"].float()[:, :, None] * (2 * torch.arange(16) + 1) * UNIT[name]
+        slack = 1e-6 * moved.abs()
+        assert ((stored - moved).abs() <= (every - moved[:, :, None]).abs().amin(2) + slack).all()
     else:
         assert torch.equal(stored, moved.to(torch.float16).float())
 
@@ -197,10 +219,12 @@ def test_byte_scales_come_back_and_refuse_no_step():
 @pytest.mark.parametrize("kind", ["gauss", "heavy"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_fit_is_closer_than_ggml(name, kind, importance, ggml):
-    grid, w, u = FORMATS[name], weights(kind, FORMATS[name]), channels(importance, FORMATS[name])
+    count = 1 << (17 if name in SCALAR else 16)
+    grid, w, u = FORMATS[name], weights(kind, FORMATS[name], count), channels(importance, FORMATS[name])
     per_weight = None if u is None else u.expand(w.shape)
-    ours = rounded(grid, w, grid.fit(w, per_weight))
-    packed = ggml.quantize(grid.ggml_type, w.numpy(), None if u is None else u.numpy())
+    ours = weighed(grid, w, per_weight)
+    even = None if name in SCALAR else np.ones(grid.block, np.float32)  # what ggml's search for codebooks is best at
+    packed = ggml.quantize(grid.ggml_type, w.numpy(), even if u is None else u.numpy())
     theirs = torch.from_numpy(ggml.dequantize(grid.ggml_type, packed, grid.block))
     error, their_error = (((w - x).square_() * (1.0 if u is None else u)).sum(1) for x in (ours, theirs))
     ratio = float(error.sum() / their_error.sum())
@@ -211,7 +235,7 @@ def test_fit_is_closer_than_ggml(name, kind, importance, ggml):
         assert ratio < 0.97
     # candidates are finite, so ggml's may be the luckier one in a few blocks
     assert (error <= their_error * 1.001).float().mean() > 0.97
-    assert (error <= their_error * 1.2).all()
+    assert (error <= their_error * (1.2 if name in SCALAR else 1.5)).all()
 
 
 @pytest.mark.parametrize("name, slack", [("q2_0", 1.0005), ("tq2_0", 1.0005), ("q1_0", 1.0005), ("iq4_nl", 1.02)])
@@ -232,8 +256,8 @@ def test_fit_is_near_the_best_of_a_thousand_scales(name, slack):
 def test_fit_with_importance_lowers_the_weighted_error(name):
     grid, w = FORMATS[name], weights("heavy", FORMATS[name])
     u = channels("spiky", grid).expand(w.shape)
-    weighed, plain = (((w - rounded(grid, w, grid.fit(w, x))).square_() * u).sum() for x in (u, None))
-    assert weighed < 0.99 * plain
+    important, plain = (((w - weighed(grid, w, x)).square_() * u).sum() for x in (u, None))
+    assert important < 0.99 * plain
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -269,7 +293,7 @@ def test_a_diverged_weight_is_no_wild_index(name):
     grid, w = FORMATS[name], weights("gauss", FORMATS[name], 1 << 12)
     scales = grid.fit(w)
     w[0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38])
-    assert grid.encode(w, scales).shape == w.shape
+    assert grid.encode(w, scales).shape == (len(w), grid.block // grid.per_code)
 
 
 def test_learned_negative_scales_turn_the_signs():

@@ -43,8 +43,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def llama(layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64) -> LlamaForCausalLM:
-    return _model(LlamaConfig, LlamaForCausalLM, layers, seed, tied, hidden)
+def llama(
+    layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64, intermediate: int = 96
+) -> LlamaForCausalLM:
+    return _model(LlamaConfig, LlamaForCausalLM, layers, seed, tied, hidden, intermediate)
 
 
 def qwen2(layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64) -> Qwen2ForCausalLM:
@@ -55,12 +57,14 @@ def qwen2(layers: int = 4, seed: int = 0, tied: bool = True, hidden: int = 64) -
 FAMILIES = {"llama": llama, "qwen2": qwen2}
 
 
-def _model(config_class: Any, model_class: Any, layers: int, seed: int, tied: bool, hidden: int) -> Any:
+def _model(
+    config_class: Any, model_class: Any, layers: int, seed: int, tied: bool, hidden: int, intermediate: int = 96
+) -> Any:
     torch.manual_seed(seed)
     config = config_class(
         vocab_size=288,
         hidden_size=hidden,
-        intermediate_size=96,
+        intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

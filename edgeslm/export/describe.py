@@ -30,7 +30,7 @@ def majority(frozen: Frozen) -> str:
     weights: Counter[str] = Counter()
     for tensor in frozen.tensors.values():
         if len(tensor.shape) > 1:
-            weights[tensor.format] += tensor.codes.numel()
+            weights[tensor.format] += tensor.weights
     if not weights:
         raise ExportError(f"{frozen.name} has no weight matrix; export needs a whole model")
     return weights.most_common(1)[0][0]

@@ -56,6 +56,8 @@ def box(name: str) -> Box | str:
     form = FORMATS[name]
     if form.levels is None or form.spread is None:
         return "it can be read but not written"
+    if form.per_code > 1:
+        return "a code stands for several weights, and the operators want one for each"
     # bytes all 0, all 1, ... all 255 reach the lowest and the highest code of every layout, random ones those between
     same = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, form.bytes)
     mixed = torch.randint(256, same.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -8,6 +8,9 @@ Shape letters: n blocks, k weights in a block, b bytes of a packed block.
     pack(codes, scales) -> uint8 [n, b]                    moves bits; no float arithmetic
     unpack(uint8 [n, b]) -> (codes, scales)                moves bits; no float arithmetic
 
+Codebook formats have one code for `per_code` weights (codes [n, k / per_code]), and which is nearest depends on what
+those weigh: their `encode` takes importance [n, k] as well. `nearest` calls every format alike.
+
 `scales` is a dict of tensors with leading dimension n, named as ggml names them (`d`, `m`, `dmin`, ...).
 
 Every trainable grid is linear in what its scales mean, which is what lets scales be learned. With g groups in a block:
@@ -33,7 +36,7 @@ Scales = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """A number grid. Verbs that a read-only format lacks are None (the codebook types)."""
+    """A number grid. Verbs that a read-only format lacks are None (some codebook types)."""
 
     name: str
     block: int  # weights per block
@@ -43,17 +46,23 @@ class BlockFormat:
     pack: Callable[[Tensor, Scales], Tensor]
     unpack: Callable[[Tensor], tuple[Tensor, Scales]]
     fit: Callable[..., Scales] | None = None
-    encode: Callable[[Tensor, Scales], Tensor] | None = None
+    encode: Callable[..., Tensor] | None = None
     reference: Callable[[Tensor], Tensor] | None = None  # ggml's own quantiser, byte for byte: float [n, k] -> [n, b]
     levels: Callable[[Tensor], Tensor] | None = None
     spread: Callable[[Scales], tuple[Tensor, Tensor | None]] | None = None
     gather: Callable[[Tensor, Tensor | None, Scales], Scales] | None = None
     source: str = ""
+    per_code: int = 1  # weights that one code stands for: codes are [n, k / per_code]
 
     @property
     def bits(self) -> float:
         """Stored bits per weight, scales included."""
         return 8 * self.bytes / self.block
+
+    def nearest(self, w: Tensor, scales: Scales, importance: Tensor | None) -> Tensor:
+        """encode, with the importance [n, k] or None that the scales were fitted with where that makes a difference."""
+        assert self.encode is not None
+        return self.encode(w, scales, importance) if self.per_code > 1 else self.encode(w, scales)
 
     def to_blocks(self, w: Tensor, name: str = "tensor") -> Tensor:
         """[..., K] -> [n, k], float32. Raises FormatError when a row is no whole number of blocks or not finite."""

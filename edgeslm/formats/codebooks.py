@@ -1,4 +1,4 @@
-"""ggml's codebook formats, read only: super-blocks of 256 weights, every eight of them one code.
+"""ggml's codebook formats: super-blocks of 256 weights, every eight of them one code.
 
     iq2_xxs | d f16 | 8 x (4 x u8 index, u32: 4 x 7 signs, 4-bit sc) |                           66 bytes
     iq2_xs  | d f16 | 32 x u16 (9-bit index, 7 signs) | scales 8 (16 x 4 bit) |                   74 bytes
@@ -24,17 +24,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from gguf import quants
 from torch import Tensor
 
+from edgeslm.formats import codebookfit
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.bits import as_bytes, float16_at, pack_runs, unpack_runs
+from edgeslm.formats.codebookfit import SECOND, SIGNS, Book
+from edgeslm.formats.codesearch import EvenLattice, FineCells
 
 SUPER = 256
-SECOND, SIGNS, SHIFT = 9, 18, 11  # first bits of the parts of a code
+CPU = torch.device("cpu")
+SHIFT = 11  # first bit of that part of a code of iq1
 
 
 @functools.cache
@@ -90,7 +95,7 @@ def _odd_step(scales: Scales) -> Tensor:
 
 def _words(data: Tensor, dtype: torch.dtype) -> Tensor:
     """Bytes [n, m] -> int32 words [n, m / size], 16-bit ones without a sign."""
-    words = data.contiguous().view(dtype)
+    words = data.clone(memory_format=torch.contiguous_format).view(dtype)  # one block's bytes may begin anywhere
     return words if dtype == torch.int32 else words.to(torch.int32) & 0xFFFF
 
 
@@ -204,7 +209,7 @@ def _pack_iq1_m(codes: Tensor, scales: Scales) -> Tensor:
     return torch.cat([(codes & 255).to(torch.uint8), high, as_bytes(words.to(torch.int16))], dim=1)
 
 
-def _book(
+def _read(
     name: str,
     size: int,
     ggml_type: int,
@@ -213,13 +218,49 @@ def _book(
     pack: Callable[[Tensor, Scales], Tensor],
     unpack: Callable[[Tensor], tuple[Tensor, Scales]],
 ) -> BlockFormat:
-    return BlockFormat(name, SUPER, size, ggml_type, _decode(book, step), pack, unpack, source="ggml-quants.c")
+    return BlockFormat(
+        name, SUPER, size, ggml_type, _decode(book, step), pack, unpack, source="ggml-quants.c", per_code=8
+    )
 
 
-IQ1_S = _book("iq1_s", 50, 19, "IQ1_S", _odd_step, _pack_iq1_s, _unpack_iq1_s)
-IQ1_M = _book("iq1_m", 56, 29, "IQ1_S", _odd_step, _pack_iq1_m, _unpack_iq1_m)
-IQ2_XXS = _book("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs)
-IQ2_XS = _book("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs)
-IQ2_S = _book("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s)
-IQ3_XXS = _book("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs)
-IQ3_S = _book("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s)
+@functools.cache
+def _search(book: str, device: torch.device) -> FineCells | EvenLattice:
+    grid = _grid(book, CPU)
+    found = FineCells.of(grid) if grid.shape[1] == 4 else EvenLattice.of(grid)
+    return found.to(device)
+
+
+BOOKS = {
+    "iq3_s": Book(8, 1.0, False, functools.partial(_search, "IQ3_S")),
+    "iq3_xxs": Book(8, 1 / 4, True, functools.partial(_search, "IQ3_XXS")),
+    "iq2_s": Book(16, 1 / 8, False, functools.partial(_search, "IQ2_S")),
+    "iq2_xs": Book(16, 1 / 8, True, functools.partial(_search, "IQ2_XS")),
+    "iq2_xxs": Book(8, 1 / 8, True, functools.partial(_search, "IQ2_XXS")),
+}
+
+
+def _trained(form: BlockFormat, book: str) -> BlockFormat:
+    """With the verbs of training."""
+    own = BOOKS[form.name]
+
+    def levels(codes: Tensor) -> Tensor:
+        one = {"d": codes.new_ones(codes.shape[0], 1, dtype=torch.float16)}
+        return _decode(book, lambda scales: scales["d"].float())(codes, one)
+
+    return replace(
+        form,
+        fit=lambda w, importance=None: codebookfit.fit(w, importance, own),
+        encode=lambda w, scales, importance=None: codebookfit.encode(w, scales, importance, own),
+        levels=levels,
+        spread=lambda scales: (own.step(scales), None),
+        gather=functools.partial(codebookfit.gather, book=own),
+    )
+
+
+IQ1_S = _read("iq1_s", 50, 19, "IQ1_S", _odd_step, _pack_iq1_s, _unpack_iq1_s)
+IQ1_M = _read("iq1_m", 56, 29, "IQ1_S", _odd_step, _pack_iq1_m, _unpack_iq1_m)
+IQ2_XXS = _trained(_read("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs), "IQ2_XXS")
+IQ2_XS = _trained(_read("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs), "IQ2_XS")
+IQ2_S = _trained(_read("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S")
+IQ3_XXS = _trained(_read("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs), "IQ3_XXS")
+IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S")

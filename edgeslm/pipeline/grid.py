@@ -82,10 +82,7 @@ def _from_file(context: Context, student: Any) -> dict[str, Any]:
 
 
 def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any) -> None:
-    """Scales and codes of GPTQ. A master whose code feedback chose otherwise moves to that code's value; the others
-    keep their place inside their cell, which says how near the next code is."""
-    import torch
-
+    """Scales and codes of GPTQ."""
     from edgeslm.quantize.feedback import round_model
     from edgeslm.quantize.importance import input_statistics, moment_groups
 
@@ -98,10 +95,7 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
             weights = {name: on_grid[name].value.data for name in group}
             formats = {name: on_grid[name].format.name for name in group}
             for name, rounded in round_model(weights, moments, formats).items():
-                master = on_grid[name]
-                master.scales = dict(rounded.scales)
-                other = (master.codes() != rounded.codes).view_as(master.value)
-                master.value.data = torch.where(other, rounded.weight, master.value.data)
+                on_grid[name].adopt(rounded.weight, rounded.codes, rounded.scales)
                 bar.advance(1)
 
 

@@ -118,9 +118,10 @@ def _onnxruntime(format_name: str) -> Rounding | None:
     assert form.spread is not None
     zeros = torch.zeros(1, form.bytes, dtype=torch.uint8)
     block = form.block // form.spread(form.unpack(zeros)[1])[0].shape[1]  # one scale, one block of the product
-    levels = ladder(form).levels
-    if levels[-1] - levels[0] < 4 and not 32 <= block <= 128:
-        return None  # two-bit products of other blocks stay in float32
+    if not 32 <= block <= 128 and form.per_code == 1:
+        levels = ladder(form).levels
+        if levels[-1] - levels[0] < 4:
+            return None  # two-bit products of other blocks stay in float32
     return functools.partial(int8_blocks, block=block)
 
 

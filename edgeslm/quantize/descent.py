@@ -18,13 +18,14 @@ from torch import Tensor
 
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.quantize.ladder import Ladder
+from edgeslm.quantize.vectors import Vectors, sweep_columns
 
 LAZY_COLUMNS = 32  # the others learn of what these did by one matrix product
 
 
 @dataclass
 class State:
-    """r rows on the way down, columns first: `index` [K, r] into the ladder, `pull` P^T [K, r]."""
+    """r rows on the way down, columns first: `index` [K, r] of levels, as the rungs count them, `pull` P^T [K, r]."""
 
     index: Tensor
     pull: Tensor
@@ -47,7 +48,7 @@ def take(state: State, other: State, rows: Tensor) -> None:
     state.scales = [_chosen(rows, theirs, ours) for theirs, ours in zip(other.scales, state.scales, strict=True)]
 
 
-def sweep_codes(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder) -> None:
+def sweep_codes(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder | Vectors) -> None:
     """Every column once, in order."""
     assert form.spread is not None
     lazy = min(LAZY_COLUMNS, form.block)
@@ -56,6 +57,9 @@ def sweep_codes(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder)
         inverse = torch.where(step == 0, torch.zeros_like(step), 1.0 / step)
         size = form.block // step.shape[0]
         first = block * form.block
+        if isinstance(rungs, Vectors):
+            sweep_columns(state.index, state.pull, first, hessian, step, inverse, lazy, rungs)
+            continue
         for at in range(first, first + form.block, lazy):
             part = slice(at, at + lazy)
             near, pull = hessian[part, part], state.pull[part].clone()
@@ -71,7 +75,7 @@ def sweep_codes(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder)
             state.pull.addmm_(hessian[:, part], moved, alpha=-1)
 
 
-def sweep_scales(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder) -> None:
+def sweep_scales(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder | Vectors) -> None:
     """Every group's step and minimum once, in order."""
     assert form.spread is not None and form.gather is not None
     for block, scales in enumerate(state.scales):
@@ -80,7 +84,7 @@ def sweep_scales(state: State, hessian: Tensor, form: BlockFormat, rungs: Ladder
         for group in range(groups):
             at = block * form.block + group * size
             part = slice(at, at + size)
-            levels = rungs.levels[state.index[part].long()]  # [z, r]
+            levels = rungs.levels_of(state.index[part])  # [z, r]
             state.scales[block] = _refit(state, part, group, levels, state.scales[block], hessian, form)
 
 

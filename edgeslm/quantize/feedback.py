@@ -9,7 +9,7 @@ rounded. With H^-1 = U^T U, U upper triangular:
 The scales of a block are searched when its first column is reached, on the weights as they stand then, the squared
 error of column j weighed by 1 / U_jj^2: that is its loss once the later columns have done what they can. Blocks stay
 whole, so columns keep their order. Rows do not touch each other; a row that plain rounding serves better keeps it.
-Sweeps of coordinate descent (descent.py) follow.
+Sweeps of coordinate descent (descent.py) follow. Codebook formats take several columns at a time (vectors.py).
 Shape letters: O rows (outputs), K columns (inputs), r rows at a time, g groups in a block, c columns at a time.
 """
 
@@ -27,6 +27,7 @@ from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.quantize import descent
 from edgeslm.quantize.ladder import Ladder, ladder
 from edgeslm.quantize.plan import FLOATS
+from edgeslm.quantize.vectors import Vectors, round_columns, vectors
 
 SLICE_WEIGHTS = 1 << 20  # rows are taken so many weights at a time: they stay in the cache
 DAMPENING = 0.1  # best on held-out text of 0.01 .. 0.3, for 8,192 tokens of SmolLM2-135M
@@ -76,13 +77,13 @@ def layer_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
 @torch.no_grad()
 def round_plainly(weight: Tensor, form: BlockFormat, importance: Tensor | None = None) -> Rounded:
     """Each weight to its nearest level, scales fitted with `importance` [K]: what feedback is measured against."""
-    assert form.fit is not None and form.encode is not None
+    assert form.fit is not None
     blocks = form.to_blocks(weight)
     weights = None
     if importance is not None:
         weights = importance.expand(weight.shape).reshape(-1, form.block)
     scales = form.fit(blocks, weights)
-    codes = form.encode(blocks, scales)
+    codes = form.nearest(blocks, scales, weights)
     return Rounded(form.decode(codes, scales).reshape(weight.shape), codes, scales)
 
 
@@ -125,9 +126,14 @@ def round_model(
     return found
 
 
+def _rungs(form: BlockFormat, device: torch.device) -> Ladder | Vectors:
+    """Where columns are rounded to: one by one, or v at a time where a code stands for several weights."""
+    return ladder(form, device) if form.per_code == 1 or form.fit is None else vectors(form, device)
+
+
 def _round_rows(weight: Tensor, curve: Curvature, form: BlockFormat, sweeps: int) -> tuple[Tensor, Scales]:
     """weight [r, K] -> (codes [n, k], scales), blocks in row-major order."""
-    rungs = ladder(form, weight.device)
+    rungs = _rungs(form, weight.device)
     state, error = _feed(weight, curve, form)
     plain, plain_error = _plain(weight, curve, form)
     descent.take(state, plain, plain_error < error)  # weights that were on such a grid before lie on it again
@@ -140,35 +146,39 @@ def _round_rows(weight: Tensor, curve: Curvature, form: BlockFormat, sweeps: int
 def _feed(weight: Tensor, curve: Curvature, form: BlockFormat) -> tuple[descent.State, Tensor]:
     """Rounding with feedback and its error [r]."""
     left = weight.T.contiguous()  # [K, r]: a column lies together. What is still to be rounded
-    index = torch.empty_like(left, dtype=torch.uint8)
+    rungs = _rungs(form, weight.device)
+    index = torch.empty_like(left, dtype=rungs.kind)
     weigh = curve.root.diagonal().square().reciprocal()
     scales = [_round_block(left, index, at, curve.root, weigh, form) for at in range(0, left.shape[0], form.block)]
-    rounded = form.decode(*_whole(index, scales, ladder(form, weight.device), form)).reshape(weight.shape)
+    rounded = form.decode(*_whole(index, scales, rungs, form)).reshape(weight.shape)
     return descent.start(weight, rounded, index, scales, curve.hessian)
 
 
 def _plain(weight: Tensor, curve: Curvature, form: BlockFormat) -> tuple[descent.State, Tensor]:
     """Each weight to its nearest level, the scales of every block fitted by themselves, and the error [r]."""
     found = round_plainly(weight, form)
-    index = ladder(form, weight.device).index(found.codes).reshape(weight.shape).T.contiguous()
+    index = _rungs(form, weight.device).index(found.codes).reshape(weight.shape).T.contiguous()
     by_row = {key: value.unflatten(0, (weight.shape[0], -1)) for key, value in found.scales.items()}
     scales = [{key: v[:, block] for key, v in by_row.items()} for block in range(weight.shape[1] // form.block)]
     return descent.start(weight, found.weight, index, scales, curve.hessian)
 
 
-def _whole(index: Tensor, found: list[Scales], rungs: Ladder, form: BlockFormat) -> tuple[Tensor, Scales]:
+def _whole(index: Tensor, found: list[Scales], rungs: Ladder | Vectors, form: BlockFormat) -> tuple[Tensor, Scales]:
     """index [K, r] and scales by block of columns -> (codes [n, k], scales [n, ...]); row i's blocks lie together."""
-    codes = rungs.codes[index.T.long()].reshape(-1, form.block)
+    codes = rungs.codes_of(index.T.reshape(-1, form.block))
     return codes, {key: torch.stack([s[key] for s in found], 1).flatten(0, 1) for key in found[0]}
 
 
 def _round_block(left: Tensor, index: Tensor, first: int, root: Tensor, weigh: Tensor, form: BlockFormat) -> Scales:
     """Rounds columns first .. first + k of `left` [K, r], in order; fills `index` and returns the scales [r, ...]."""
     assert form.fit is not None and form.spread is not None
-    rungs, end = ladder(form, left.device), first + form.block
+    rungs, end = _rungs(form, left.device), first + form.block
     scales = form.fit(left[first:end].T.contiguous(), weigh[first:end].expand(left.shape[1], -1))
     step, minimum, inverse = _by_group(*form.spread(scales))
     size, lazy = form.block // step.shape[0], min(descent.LAZY_COLUMNS, form.block)
+    if isinstance(rungs, Vectors):
+        round_columns(left, index, first, root, step, inverse, lazy, rungs)
+        return scales
     for at in range(first, end, lazy):
         till = at + lazy
         errors = left.new_empty(lazy, left.shape[1])

@@ -6,6 +6,7 @@ On disk: `frozen.safetensors` (integer codes and scales; nothing decoded), `froz
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from edgeslm.formats import FORMATS
 
 @dataclass(frozen=True)
 class FrozenTensor:
-    """One tensor as it ships. `codes` [n, k] and `scales` {name: [n, ...]} are in transformers' row order."""
+    """One tensor as it ships: `codes` [n, k / per_code] and `scales` {name: [n, ...]}, in transformers' row order."""
 
     format: str
     shape: tuple[int, ...]
@@ -32,6 +33,10 @@ class FrozenTensor:
     def decode(self) -> Tensor:
         """float32 of `shape`: the number every shipped file must hold, bit for bit."""
         return FORMATS[self.format].decode(self.codes, self.scales).reshape(self.shape)
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -52,7 +57,7 @@ class Frozen:
 
     @property
     def parameters(self) -> int:
-        return sum(t.codes.numel() for t in self.tensors.values())
+        return sum(t.weights for t in self.tensors.values())
 
     @property
     def weight_bytes(self) -> int:

@@ -29,6 +29,7 @@ class Ladder:
     levels: Tensor
     gap: float | None
     between: Tensor
+    kind = torch.uint8  # of an index
 
     def nearest(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """wanted float32 [r], in steps -> (index [r] into `codes`, level [r]) of the nearest level."""
@@ -38,6 +39,12 @@ class Ladder:
         low = float(self.levels[0])
         index = ((wanted - low) / self.gap).round_().clamp_(0, len(self.levels) - 1)
         return index, index * self.gap + low
+
+    def levels_of(self, index: Tensor) -> Tensor:
+        return self.levels[index.long()]
+
+    def codes_of(self, index: Tensor) -> Tensor:
+        return self.codes[index.long()]
 
     def index(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> their places on the ladder, uint8."""
@@ -51,6 +58,8 @@ def ladder(form: BlockFormat, device: torch.device = CPU) -> Ladder:
     """Raises FormatError for a format that cannot be trained."""
     if form.fit is None or form.encode is None or form.levels is None or form.spread is None:
         raise FormatError(f"{form.name} has no levels to round to; choose a format that can be trained")
+    if form.per_code > 1:
+        raise FormatError(f"{form.name} has no levels of single weights; its vectors are rounded by vectors.py")
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, 256, (PROBES, form.bytes), generator=generator, dtype=torch.uint8)
     codes = form.unpack(data)[0].unique()

@@ -60,16 +60,19 @@ class LearnedScales:
         return grid.gather(step * self.step, moved, self.base)  # type: ignore[misc]
 
     @torch.no_grad()
-    def gradients(self, grid: BlockFormat, w: Tensor, grad: Tensor, scales: Scales, part: slice) -> list[Tensor]:
+    def gradients(
+        self, grid: BlockFormat, w: Tensor, grad: Tensor, scales: Scales, part: slice, importance: Tensor | None = None
+    ) -> list[Tensor]:
         """Of the factors of blocks `part`: w, grad [n, k] and `scales`, with which the weights were decoded, are
-        those blocks'. One tensor [n, g] for each of `parameters`."""
+        those blocks', and so is the `importance` [n, k] they were encoded with. One tensor [n, g] for each of
+        `parameters`."""
         step, minimum = grid.spread(scales)  # type: ignore[misc]
         n, groups = step.shape
         x = w.reshape(n, groups, -1)
         if minimum is not None:
             x = x + minimum[:, :, None]
         x = x * torch.where(step == 0, 0.0, 1.0 / step)[:, :, None]
-        level = grid.levels(grid.encode(w, scales)).reshape(x.shape)  # type: ignore[misc]
+        level = grid.levels(grid.nearest(w, scales, importance)).reshape(x.shape)  # type: ignore[misc]
         clipped = (x < self.low) | (x > self.high)
         g = grad.reshape(x.shape)
         base = {key: value[part] for key, value in self.base.items()}

@@ -77,18 +77,18 @@ class Master:
         parts = []
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
-            parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part))
+            weights = self._weights_of_code(part)
+            parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part, weights))
         for index, parameter in enumerate(self.learned.parameters):
             parameter.grad = torch.cat([pieces[index] for pieces in parts]) if parts else torch.zeros_like(parameter)
 
     @torch.no_grad()
     def project(self) -> None:
         """weight <- decode(encode(value)) on the grid, with the scales as they are."""
-        assert self.format.encode is not None
         blocks, out = self._blocks(), local(self.weight.data).view(-1, self.format.block)
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
-            out[part] = self.format.decode(self.format.encode(blocks[part], scales), scales)
+            out[part] = self.format.decode(self._encode(blocks, part, scales), scales)
 
     @torch.no_grad()
     def copy(self) -> None:
@@ -97,12 +97,19 @@ class Master:
 
     def codes(self) -> Tensor:
         """The integers [n, k] that ship, from the scales as they are."""
-        assert self.format.encode is not None
         blocks = self._blocks()
         if not len(blocks):
             return self._none()[0]
         cut = [{k: v[p] for k, v in self.scales.items()} for p in self._slices(blocks)]
-        return torch.cat([self.format.encode(blocks[p], s) for p, s in zip(self._slices(blocks), cut, strict=True)])
+        return torch.cat([self._encode(blocks, p, s) for p, s in zip(self._slices(blocks), cut, strict=True)])
+
+    @torch.no_grad()
+    def adopt(self, weight: Tensor, codes: Tensor, scales: Scales) -> None:
+        """Scales and codes found elsewhere, and the weight they decode to. A value whose code is another moves to that
+        code's; the others keep their place inside their cell, which says how near the next code is."""
+        self.scales = dict(scales)
+        other = (self.codes() != codes).repeat_interleave(self.format.per_code, 1)
+        self.value.data = torch.where(other.view_as(self.value), weight, self.value.data)
 
     def watch(self, weight: nn.Parameter) -> None:
         """From now on `weight` is the module's, and its gradients come here."""
@@ -118,6 +125,14 @@ class Master:
 
     def _blocks(self) -> Tensor:
         return local(self.value.data).view(-1, self.format.block)
+
+    def _encode(self, blocks: Tensor, part: slice, scales: Scales) -> Tensor:
+        """Codes of the blocks in `part`, of `scales`."""
+        return self.format.nearest(blocks[part], scales, self._weights_of_code(part))
+
+    def _weights_of_code(self, part: slice) -> Tensor | None:
+        """The importance that which code is nearest depends on, as `_weights_of_error`; None where it does not."""
+        return self._weights_of_error(part) if self.format.per_code > 1 else None
 
     def _weights_of_error(self, part: slice) -> Tensor | None:
         """[n, k] of the blocks in `part`."""

@@ -82,11 +82,11 @@ def rounding_costs(
     costs = {}
     for name in formats:
         grid = FORMATS[name]
-        assert grid.fit is not None and grid.encode is not None
+        assert grid.fit is not None
         blocks = w.reshape(-1, grid.block)
         weights = None if importance is None else importance.expand_as(w).reshape(-1, grid.block)
         scales = grid.fit(blocks, weights)
-        squares = grid.decode(grid.encode(blocks, scales), scales).sub_(blocks).square_()
+        squares = grid.decode(grid.nearest(blocks, scales, weights), scales).sub_(blocks).square_()
         least = OWN_GRID * 4.0**-grid.bits * float(blocks.square().sum(dtype=torch.float64))
         if own_grids or float(squares.sum(dtype=torch.float64)) > least:
             costs[name] = float(squares.mul_(f.reshape(-1, grid.block)).sum(dtype=torch.float64)) / 2
