@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    codistillation_shares,
     codistillation_table,
     devices,
     encoders,
@@ -193,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": lambda: memory_plan.table(record.read(memory_plan.NAME)[-1]),
     "cost": lambda: training_cost.table(record.read(training_cost.NAME)),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)),
+    "shares": lambda: codistillation_shares.table(record.read(codistillation_shares.NAME)[-1]),
     "codistillation": lambda: codistillation_table.table(record.read("codistillation")),
     "methods": lambda: methods_table.table(record.read("methods")),
     "evaluation": lambda: evaluation.sentence(record.read(evaluation.NAME)[-1]),
