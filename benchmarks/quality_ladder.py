@@ -140,11 +140,17 @@ def recorded(model: str, key: str) -> list[Row]:
 
 
 def latest(records: list[Row]) -> dict[str, list[Row]]:
-    """{model: rows of its last key, rivals' and ours}; of each rung and seed of ours the last, whatever its recipe."""
+    """{model: rows of its last key, rivals' and ours}; of each rung of ours the last row of every seed whose tensors
+    have the formats of the rung's last: seeds of two plans are not three seeds of one."""
     keys = {r["model"]: r["key"] for r in records if r["kind"] == "rival"}
     found = {m: {_row_of(r): r for r in records if r["kind"] in ("rival", "ours") and r["key"] == k}
              for m, k in keys.items()}  # fmt: skip
-    return {model: list(rows.values()) for model, rows in found.items()}
+    plans = {(r["model"], r["key"], r["rung"]): r["types"] for r in records if r["kind"] == "ours"}
+
+    def of_last_plan(row: Row) -> bool:
+        return row["kind"] != "ours" or row["types"] == plans[row["model"], row["key"], row["rung"]]
+
+    return {model: [r for r in rows.values() if of_last_plan(r)] for model, rows in found.items()}
 
 
 def _row_of(row: Row) -> tuple[Any, ...]:

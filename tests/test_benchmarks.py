@@ -79,3 +79,19 @@ def test_records_name_no_place(path):
     text = path.read_text(encoding="utf-8")
     strings = [value for line in text.splitlines() for value in leaves(json.loads(line)) if isinstance(value, str)]
     assert strings and not [value for value in strings if ABSOLUTE.search(value)]
+
+
+def test_a_rung_shows_seeds_of_one_plan_only():
+    """Old rows of another plan are no seeds of the new one; of a seed the last row counts."""
+    from benchmarks import quality_ladder
+
+    same = {"model": "m", "key": "k"}
+    rival = {"kind": "rival", "rival": "r", "name": "file", "bits": 4.5, "kl": 0.1, **same}
+    old, new = {"q3_k": 2}, {"iq3_s": 2}
+    ours = [
+        {"kind": "ours", "rung": "3.4", "seed": seed, "kl": kl, "types": types, "exact_tensors": 1.0, **same}
+        for seed, kl, types in [(0, 0.3, old), (1, 0.3, old), (0, 0.2, new), (0, 0.1, new)]
+    ]
+    (rows,) = quality_ladder.latest([rival, *ours]).values()
+    assert [(r["seed"], r["kl"]) for r in rows if r["kind"] == "ours"] == [(0, 0.1)]
+    assert quality_ladder.figures([rival, *ours])["one_bit_down"] == {"m": {"3.4": 1.0}}
