@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.recipe_rows import share_stages
 
 NAME = "codistillation_shares"
 RECIPE = Path(__file__).parent.parent / "recipes" / "stories15m-6m-codistill.yaml"
@@ -62,6 +62,7 @@ def one(share: str, seed: int, arguments: argparse.Namespace, runs: Path) -> Row
     weight = UNHEARD if share == ALONE else WEIGHT
     apart = {"folder": str(meeting), "weight": weight, "share": SHARES.get(share, SHARES["weights"])}
     how += [f"distill.scheme.{key}={json.dumps(value)}" for key, value in apart.items()]
+    share_stages(runs, "shares", f"shares-{share}-{seed}")
     start = time.monotonic()
     with served(how, runs) if share == "served" else nobody():
         command("run", [*how, "--runs", str(runs), "--until", "distill", "--quiet"])
@@ -100,7 +101,7 @@ def served(how: Sequence[str], runs: Path) -> Iterator[None]:
     said = runs / "served.txt"
     with said.open("w") as out:
         options = [*how, "--runs", str(runs), "--quiet"]
-        server = subprocess.Popen(argv("serve-peers", options), stdout=out, stderr=out, env={**os.environ})
+        server = subprocess.Popen(argv("serve-peers", options), stdout=out, stderr=out)
         try:
             while "serving predictions" not in said.read_text():
                 if server.poll() is not None:

@@ -138,7 +138,7 @@ def bits(row: Row) -> float:
 def show(records: list[Row]) -> Row:
     for line in lines(records):
         print(line)
-    drift = record.read("mup")[-1]["mup_lr_drift"] if record.read("mup") else None  # benchmarks.mup measures it
+    drift = next((r["mup_lr_drift"] for r in reversed(record.read("mup"))), None)  # benchmarks.mup measures it
     return {"token_saving": None, "importance_over_even": None, "vocabulary_removed": None,
             "vocabulary_bits_per_byte_ratio": None, **headline(records), "mup_lr_drift": drift}  # fmt: skip
 

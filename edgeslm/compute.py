@@ -118,9 +118,14 @@ def own_rows(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     where `like` is whole too."""
     if not hasattr(like, "to_local"):
         return whole
-    each = -(-whole.shape[0] // like.device_mesh.size())  # type: ignore[attr-defined]
-    first = min(whole.shape[0], each * like.device_mesh.get_local_rank())  # type: ignore[attr-defined]
-    return whole[first : first + like.to_local().shape[0]]
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    return whole[share(whole.shape[0], mesh.get_local_rank(), mesh.size())]
+
+
+def share(rows: int, rank: int, ranks: int) -> slice:
+    """Which of so many rows a rank holds, as torch's `Shard(0)` cuts them."""
+    each = -(-rows // ranks)
+    return slice(min(rows, each * rank), min(rows, each * (rank + 1)))
 
 
 def release(model: Any) -> None:

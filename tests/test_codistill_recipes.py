@@ -50,12 +50,16 @@ def no_timing():
     yield from tiny.no_timing()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("recipes")
+def with_recipe(made: Path) -> Path:
+    """`made` with small.yaml, the recipe of these groups, and what it reads."""
     tiny.recipe(made)
     (made / "small.yaml").write_text(RECIPE, encoding="utf-8")
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return with_recipe(tmp_path_factory.mktemp("recipes"))
 
 
 def load(folder: Path, *overrides: str) -> recipes.Recipe:

@@ -14,7 +14,7 @@ import tiny
 from fsspec.registry import _registry
 from places import File, Flaky, Lost, Whole, bucket
 from test_codistill import apart, part, taken, train, written
-from test_codistill_recipes import RECIPE, lines, load, made, scheme
+from test_codistill_recipes import lines, load, made, scheme, with_recipe
 from test_codistill_sharing import desk, until
 from test_pipeline import same_weights
 from test_scheme_kinds import STEPS, equal, weights
@@ -80,10 +80,7 @@ def no_timing():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("recipes")
-    tiny.recipe(made)
-    (made / "small.yaml").write_text(RECIPE, encoding="utf-8")
-    return made
+    return with_recipe(tmp_path_factory.mktemp("recipes"))
 
 
 def place_of(kind: str, at: Path) -> Place:

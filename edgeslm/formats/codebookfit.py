@@ -132,7 +132,6 @@ class _SuperBlocks:
         self.ux = self.x if self.u is None else self.u * self.x
         self.halves, self.p = 8 // len(self.search.entries), w.shape[1] // 8 // book.groups
         self.most = float(self.search.entries.max())
-        self.whole = self._total(self.ux * self.x)
 
     def fit(self) -> Scales:
         step, bend = self._steps()

@@ -81,14 +81,6 @@ def _decode(book: str, step: Callable[[Scales], Tensor]) -> Callable[[Tensor, Sc
     return decode
 
 
-def _quarter_step(scales: Scales) -> Tensor:
-    return scales["d"].float() * (scales["sc"].float() + 0.5) * 0.25
-
-
-def _half_step(scales: Scales) -> Tensor:
-    return scales["d"].float() * (scales["sc"].float() + 0.5) * 0.5
-
-
 def _odd_step(scales: Scales) -> Tensor:
     return scales["d"].float() * (2 * scales["sc"].float() + 1)
 
@@ -259,8 +251,12 @@ def _trained(form: BlockFormat, book: str) -> BlockFormat:
 
 IQ1_S = _read("iq1_s", 50, 19, "IQ1_S", _odd_step, _pack_iq1_s, _unpack_iq1_s)
 IQ1_M = _read("iq1_m", 56, 29, "IQ1_S", _odd_step, _pack_iq1_m, _unpack_iq1_m)
-IQ2_XXS = _trained(_read("iq2_xxs", 66, 16, "IQ2_XXS", _quarter_step, _pack_iq2_xxs, _unpack_iq2_xxs), "IQ2_XXS")
-IQ2_XS = _trained(_read("iq2_xs", 74, 17, "IQ2_XS", _quarter_step, _pack_iq2_xs, _unpack_iq2_xs), "IQ2_XS")
-IQ2_S = _trained(_read("iq2_s", 82, 22, "IQ2_S", _quarter_step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S")
-IQ3_XXS = _trained(_read("iq3_xxs", 98, 18, "IQ3_XXS", _half_step, _pack_iq3_xxs, _unpack_iq3_xxs), "IQ3_XXS")
-IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", _odd_step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S")
+IQ2_XXS = _trained(
+    _read("iq2_xxs", 66, 16, "IQ2_XXS", BOOKS["iq2_xxs"].step, _pack_iq2_xxs, _unpack_iq2_xxs), "IQ2_XXS"
+)
+IQ2_XS = _trained(_read("iq2_xs", 74, 17, "IQ2_XS", BOOKS["iq2_xs"].step, _pack_iq2_xs, _unpack_iq2_xs), "IQ2_XS")
+IQ2_S = _trained(_read("iq2_s", 82, 22, "IQ2_S", BOOKS["iq2_s"].step, _pack_iq2_s, _unpack_iq2_s), "IQ2_S")
+IQ3_XXS = _trained(
+    _read("iq3_xxs", 98, 18, "IQ3_XXS", BOOKS["iq3_xxs"].step, _pack_iq3_xxs, _unpack_iq3_xxs), "IQ3_XXS"
+)
+IQ3_S = _trained(_read("iq3_s", 110, 21, "IQ3_S", BOOKS["iq3_s"].step, _pack_iq3_s, _unpack_iq3_s), "IQ3_S")

@@ -29,7 +29,17 @@ class Engine(Protocol):
         call."""
 
 
-class Alone:
+class Whole:
+    """A process that holds the whole student."""
+
+    def twin(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model)
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(model.named_parameters())
+
+
+class Alone(Whole):
     """One process: modules' gradients go to their masters by themselves."""
 
     ranks = ALONE
@@ -39,9 +49,3 @@ class Alone:
 
     def collect(self) -> None:
         return
-
-    def twin(self, model: nn.Module) -> nn.Module:
-        return copy.deepcopy(model)
-
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model.named_parameters())

@@ -8,7 +8,6 @@ sent, and gradients move to the masters as on one process. Losses are divided by
 means.
 """
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from edgeslm.parallel.engine import Whole
 from edgeslm.parallel.ranks import Ranks
 from edgeslm.quantize.masters import Masters
 
@@ -27,7 +27,7 @@ NAMES = signature(DistributedDataParallel).parameters
 BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in NAMES else "broadcast_buffers"
 
 
-class Replicas:
+class Replicas(Whole):
     def __init__(self, model: nn.Module, masters: Masters, ranks: Ranks, some: bool = True):
         """`some`: there are objectives that use some of the tensors only, as those on layers do."""
         self.masters, self.ranks = masters, ranks
@@ -50,12 +50,6 @@ class Replicas:
             master.weight.grad, master.used = None, False
             if not some:
                 master.value.grad = None
-
-    def twin(self, model: nn.Module) -> nn.Module:
-        return copy.deepcopy(model)
-
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model.named_parameters())
 
 
 class _Pass(nn.Module):

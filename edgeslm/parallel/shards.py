@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
-from edgeslm.compute import local, release
+from edgeslm.compute import local, release, share
 from edgeslm.errors import ModelError
 from edgeslm.models.blocks import Wants, layers_of
 from edgeslm.parallel.ranks import Ranks
@@ -144,9 +144,8 @@ def _parts(model: nn.Module) -> list[FSDPModule]:
 
 def _own(tensor: Tensor, rows: int, ranks: Ranks) -> Tensor:
     """What belongs to this rank's of `rows` rows, in memory of its own. The first dimension is a multiple of them."""
-    each, blocks = -(-rows // ranks.size), tensor.shape[0] // rows
-    first, end = (min(rows, each * rank) * blocks for rank in (ranks.rank, ranks.rank + 1))
-    return tensor[first:end].clone()
+    own, blocks = share(rows, ranks.rank, ranks.size), tensor.shape[0] // rows
+    return tensor[own.start * blocks : own.stop * blocks].clone()
 
 
 def gathered(tensor: Tensor, like: Tensor, ranks: Ranks) -> Tensor:

@@ -93,13 +93,12 @@ def round_columns(
 ) -> None:
     """Rounds the columns of the block that begins at `first` of `left` [K, r]; fills `index`. step, 1 / step [g, r]."""
     block, size = rungs.form.block, rungs.size
-    group = block // len(step)
+    group, eye = block // len(step), torch.eye(size, device=root.device)
     for at in range(first, first + block, lazy):
         till = at + lazy
         errors = left.new_empty(lazy, left.shape[1])
         for j in range(at, till, size):
             part, place = slice(j, j + size), (j - first) // group
-            eye = torch.eye(size, device=root.device)
             own = torch.linalg.solve_triangular(root[part, part], eye, upper=True).T  # e = own (w - q), as columns
             index[part] = rungs.nearest(left[part] * inverse[place], own, rungs.odd(index, j, rounded=j))
             error = errors[j - at : j - at + size]
