@@ -43,6 +43,29 @@ def our_rows(
     return rows
 
 
+def brought_row(rung: str, recipe: Path, folder: Path, student: Student, windows: Any, work: Path, threads: int) -> Row:
+    """Of a student that another machine trained: `folder` holds the `frozen` and `summary.json` of its training stage.
+    The recipe that it says it was trained by is what counts; `recipe` names the one that stands for it here."""
+    import yaml
+
+    from edgeslm.quantize.frozen import Frozen
+    from edgeslm.recipe import Recipe
+
+    frozen = Frozen.load(folder / "frozen")
+    trains = yaml.safe_load(frozen.metadata["recipe"])  # the parts that train; what judges it is asked for in any case
+    loaded = Recipe.model_validate({**trains, "evaluate": {"paths": ["package:text/judge/*.txt"]}})
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    scored = _scored(frozen, student, windows, work, threads)
+    return {"rung": rung, "seed": loaded.seed, "recipe": recipe.name, **scored, **_trained(loaded, summary)} | {
+        "seconds": {"distill": summary["seconds"]}, "trained_on": summary["device"],
+    }  # fmt: skip
+
+
+def _trained(recipe: Any, summary: Row) -> Row:
+    curve = [{key: point[key] for key in ("tokens", "kl")} for point in summary["heldout"]]
+    return {"training_tokens": recipe.tokens, "curve": curve, "training": recipe.training_hash}
+
+
 def _row(loaded: Any, base: Path, student: Student, windows: Any, runs: Path, threads: int) -> Row:
     from edgeslm.pipeline.run import run
     from edgeslm.progress import Progress
@@ -54,8 +77,7 @@ def _row(loaded: Any, base: Path, student: Student, windows: Any, runs: Path, th
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     row = _scored(Frozen.load(folder / "frozen"), student, windows, root, threads)
     stages = {name: record["seconds"].get(name) for name in ("plan", "distill")}
-    curve = [{key: point[key] for key in ("tokens", "kl")} for point in summary["heldout"]]
-    return row | {"training_tokens": loaded.tokens, "seconds": stages, "curve": curve, "training": loaded.training_hash}
+    return row | {"seconds": stages} | _trained(loaded, summary)
 
 
 def _scored(frozen: Any, student: Student, windows: Any, work: Path, threads: int) -> Row:

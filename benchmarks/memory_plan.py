@@ -4,6 +4,10 @@ Each row is a recipe (and what is changed of it) trained for a few steps in a pr
 earlier process built. Measured is the largest resident memory of any step less what the process held when the training
 stage began: interpreter, libraries and text are in every process and in no estimate. Estimated is what `check` prints
 for the same recipe. On a GPU both are of the card: what torch had allocated there at most.
+
+    python -m benchmarks.memory_plan --rows pair --card 24GB --tokenizer-folder DIR      a 7B teacher, a 1.5B student
+
+is for a GPU alone. `--card` makes a larger card one of that size: torch may not take more of it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks import memory_pair, record
 
 NAME = "memory_plan"
 ROOT = Path(__file__).parent.parent
@@ -40,10 +44,16 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smollm2-0.1b-depth, float32": ("smollm2-0.1b-depth", ("distill.train.precision=f32",)),
     "scratch, 512 wide": ("smollm2-0.06b", MIDDLE),
 }
+PAIR = "pair"
+PAIR_SAID = "1.5B student of a 7B teacher, on a card of 24 GB"
+FEW = ("data.sources=[{kind: text, paths: ['package:text/learn/*.txt']}]", "distill.train.batch_tokens=4096")
 
 
 def said(name: str, arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """A row's recipe, and all that is changed of it."""
+    if name == PAIR:
+        pair = [f"teacher.model={arguments.pair['7b']}", f"student.model={arguments.pair['1.5b']}"]
+        return ROOT / "recipes" / "qwen2.5-7b-1.5b.yaml", [*SHORT, *FEW, *pair, f"threads={arguments.threads}"]
     recipe, changes = ROWS[name]
     found = [*SHORT, *changes, f"name={recipe}", f"threads={arguments.threads}"]
     if recipe == "smollm2-0.1b-depth":  # which layers go is no matter here, and finding out takes minutes
@@ -56,18 +66,23 @@ def said(name: str, arguments: argparse.Namespace) -> tuple[Path, list[str]]:
 def run(arguments: argparse.Namespace) -> Row:
     rows = {}
     with tempfile.TemporaryDirectory(prefix="memory-plan-") as folder:
+        if PAIR in arguments.rows:
+            arguments.pair = memory_pair.made(Path(folder), arguments.tokenizer_folder)
         for name in arguments.rows:
-            rows[name] = one(*said(name, arguments), Path(folder))
+            rows[name] = one(*said(name, arguments), Path(folder), arguments.card)
             print(line(name, rows[name]), flush=True)
-    return {"versions": record.versions("edgeslm", "torch", "transformers"), "threads": arguments.threads, "rows": rows}
+    return {
+        "versions": record.versions("edgeslm", "torch", "transformers"), "threads": arguments.threads,
+        "card_bytes": arguments.card, "rows": rows,
+    }  # fmt: skip
 
 
-def one(recipe: Path, changes: list[str], runs: Path) -> Row:
+def one(recipe: Path, changes: list[str], runs: Path, card: int | None = None) -> Row:
     """The student is made by one process, trained by the next. Raises SystemExit where one fails."""
     found: Row = {}
     for until in ("student", "distill"):
         command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", until, "--recipe", str(recipe)]
-        command += ["--runs", str(runs), "--said", *changes]
+        command += ["--runs", str(runs), *(["--card", str(card)] if card else []), "--said", *changes]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"{recipe.stem} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -87,6 +102,8 @@ def child(arguments: argparse.Namespace) -> Row:
 
     path = Path(arguments.recipe)
     loaded = recipes.load(path, arguments.said)
+    if arguments.card:
+        shrink(compute, arguments.card)
     watched = Watched(compute)
     run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until=arguments.child)
     if arguments.child != "distill":
@@ -100,6 +117,15 @@ def child(arguments: argparse.Namespace) -> Row:
         "peak_bytes": watched.peak, "measured_bytes": watched.peak - watched.before,
         "dtype": str(context.compute.dtype).removeprefix("torch."), "device": context.compute.device.type,
     }  # fmt: skip
+
+
+def shrink(compute: Any, size: int) -> None:
+    """From now on the card has so many bytes, for torch's allocator and for who asks."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
+    real = compute.memory_bytes
+    compute.memory_bytes = lambda device: float(size) if device.type == "cuda" else real(device)
 
 
 class Watched:
@@ -147,17 +173,24 @@ def line(name: str, row: Row) -> str:
     return f"{name:32} {row['dtype']:9} {estimated} estimated {measured} measured {100 * error(row):+6.1f} %"
 
 
-def table(entry: Row) -> str:
+def latest(records: list[Row]) -> dict[str, Row]:
+    """{row: what was measured of it last}"""
+    return {name: row for entry in records for name, row in entry["rows"].items()}
+
+
+def table(rows: dict[str, Row]) -> str:
     """Markdown."""
     made = ["| training | type | estimate of `check` | measured peak | |", "|---|---|---|---|---|"]
-    for name, row in entry["rows"].items():
+    for name, row in rows.items():
         estimated, measured = (f"{row[key] / 1e6:.0f} MB" for key in ("estimated_bytes", "measured_bytes"))
-        made.append(f"| {name} | {row['dtype']} | {estimated} | {measured} | {error(row):+.1%} |")
+        made.append(
+            f"| {PAIR_SAID if name == PAIR else name} | {row['dtype']} | {estimated} | {measured} | {error(row):+.1%} |"
+        )
     return "\n".join(made)
 
 
 def show(records: list[Row]) -> Row:
-    rows = records[-1]["rows"]
+    rows = latest(records)
     for name, row in rows.items():
         print(line(name, row))
     errors = {name: error(row) for name, row in rows.items()}
@@ -169,7 +202,11 @@ def show(records: list[Row]) -> Row:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    from edgeslm.units import parse_bytes
+
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, PAIR])
+    parser.add_argument("--card", type=parse_bytes, help="bytes that the card is to have, such as 24GB")
+    parser.add_argument("--tokenizer-folder", type=Path, help=f"of the row {PAIR}: a folder in hub layout")
     parser.add_argument("--stories", default="stories15M.bin", help="llama2.c's file of TinyStories 15M")
     parser.add_argument("--tokenizer", default="tokenizer.model", help="and its tokenizer")
     parser.add_argument("--threads", type=int, default=1)

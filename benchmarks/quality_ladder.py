@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality_ladder --model SPEC          every rival of that model
     ... --ours 4.5=recipes/smollm2-4.5bit.yaml                and ours, three seeds
+    ... --brought 3.4 recipes/smollm2-256-3.4bit-gpu.yaml DIR a student of ours that another machine trained
     python -m benchmarks.quality_ladder --show                tables, chart and figures of the records
 
 Every file is scored by the runtime that runs it (KL to the float student, top-1 agreement, perplexity) on the same
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ladder_picture, record
-from benchmarks.ladder_ours import our_rows
+from benchmarks.ladder_ours import brought_row, our_rows
 from benchmarks.rivals import venv
 from benchmarks.rivals.base import Options, Student
 from benchmarks.rivals.rows import best_rival, rival_rows
@@ -110,6 +111,9 @@ def run(arguments: argparse.Namespace) -> Row:
             (r["rung"], r["seed"], r["training"]) for r in record.read(NAME) if r["kind"] == "ours" and r["key"] == key
         },
     )
+    for rung, recipe, folder in arguments.brought:
+        work = arguments.work / name
+        save_ours(brought_row(rung, Path(recipe), Path(folder), student, judged, work, arguments.threads))
     return summary(student, key, known + fresh, judged, arguments)
 
 
@@ -140,36 +144,47 @@ def recorded(model: str, key: str) -> list[Row]:
 
 
 def latest(records: list[Row]) -> dict[str, list[Row]]:
-    """{model: rows of its last key, rivals' and ours}; of each rung of ours the last row of every seed whose tensors
-    have the formats of the rung's last: seeds of two plans are not three seeds of one."""
+    """{model: rows of its last key, rivals' and ours}; of each rung and recipe of ours the last row of every seed whose
+    tensors have the formats of the last: seeds of two plans are not three seeds of one."""
     keys = {r["model"]: r["key"] for r in records if r["kind"] == "rival"}
     found = {m: {_row_of(r): r for r in records if r["kind"] in ("rival", "ours") and r["key"] == k}
              for m, k in keys.items()}  # fmt: skip
-    plans = {(r["model"], r["key"], r["rung"]): r["types"] for r in records if r["kind"] == "ours"}
+    named = ("model", "key", "rung", "recipe")
+    plans = {tuple(r[k] for k in named): r["types"] for r in records if r["kind"] == "ours"}
 
     def of_last_plan(row: Row) -> bool:
-        return row["kind"] != "ours" or row["types"] == plans[row["model"], row["key"], row["rung"]]
+        return row["kind"] != "ours" or row["types"] == plans[tuple(row[k] for k in named)]
 
     return {model: [r for r in rows.values() if of_last_plan(r)] for model, rows in found.items()}
 
 
 def _row_of(row: Row) -> tuple[Any, ...]:
-    return ("ours", row["rung"], row["seed"]) if row["kind"] == "ours" else ("rival", row["rival"], row["name"])
+    keys = ("rung", "recipe", "seed") if row["kind"] == "ours" else ("rival", "name")
+    return (row["kind"], *(row[key] for key in keys))
+
+
+def by_recipe(rows: list[Row], rung: str) -> dict[str, list[Row]]:
+    """{recipe: its rows of a rung, by seed}"""
+    ours = sorted((r for r in rows if r["kind"] == "ours" and r["rung"] == rung), key=lambda r: r["seed"])
+    return {name: [r for r in ours if r["recipe"] == name] for name in dict.fromkeys(r["recipe"] for r in ours)}
 
 
 def figures(records: list[Row]) -> Row:
-    """`exact_tensors`: least share of ours; `one_bit_down` {model: {rung: our KL, mean over seeds / best rival's}}."""
+    """`exact_tensors`: least share of ours; `one_bit_down` {model: {rung: our KL, mean over seeds / best rival's}}, of
+    the recipe whose KL is least; `by_recipe` {recipe: the same} of all."""
     ratios: dict[str, dict[str, float]] = {}
+    each: dict[str, float] = {}
     exact: list[float] = []
     for model, rows in latest(records).items():
         rivals, ours = [r for r in rows if r["kind"] == "rival"], [r for r in rows if r["kind"] == "ours"]
         exact += [r["exact_tensors"] for r in ours]
         for rung, above in NEXT.items():
-            kl = [r["kl"] for r in ours if r["rung"] == rung]
             rival = best_rival(rivals, above + TOLERANCE)
-            if kl and rival is not None:
-                ratios.setdefault(model, {})[rung] = statistics.fmean(kl) / rival["kl"]
-    return {"exact_tensors": min(exact, default=None), "one_bit_down": ratios}
+            means = {name: statistics.fmean(r["kl"] for r in seeds) for name, seeds in by_recipe(ours, rung).items()}
+            if means and rival is not None:
+                each |= {name: kl / rival["kl"] for name, kl in means.items()}
+                ratios.setdefault(model, {})[rung] = min(means.values()) / rival["kl"]
+    return {"exact_tensors": min(exact, default=None), "one_bit_down": ratios, "by_recipe": each}
 
 
 def show(records: list[Row]) -> Row:
@@ -235,6 +250,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--ours", nargs="*", type=_rung, default=[], metavar="RUNG=RECIPE", help="such as 4.5=FILE")
+    parser.add_argument(
+        "--brought",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("RUNG", "RECIPE", "FOLDER"),
+        help="a training stage's frozen/ and summary.json from elsewhere",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--timeout", type=float, default=7200.0, help="seconds, of one rival file")
 

@@ -32,6 +32,7 @@ from benchmarks import (
     quickstart_controls,
     record,
     retention,
+    students_picture,
     students_table,
     train_step,
     training_cost,
@@ -136,30 +137,30 @@ def ladder_table() -> str:
     for model, rows in quality_ladder.latest(records).items():
         rivals = [r for r in rows if r["kind"] == "rival"]
         for rung, above in quality_ladder.NEXT.items():
-            ours = [r for r in rows if r["kind"] == "ours" and r["rung"] == rung]
             best = best_rival(rivals, above + quality_ladder.TOLERANCE)
-            if not ours:
-                continue
-            mean = statistics.fmean(r["kl"] for r in ours)
-            cells = [
-                model,
-                f"{ours[0]['bits']:.2f}",
-                ", ".join(f"{r['kl']:.4f}" for r in sorted(ours, key=lambda r: r["seed"])),
-                f"{ours[0]['training_tokens']:,}",
-                f"{ours[0]['curve'][0]['kl']:.3f} → {ours[0]['curve'][-1]['kl']:.3f}",
-                *(
-                    (
-                        f"{best['rival']}: {best['name']}",
-                        f"{best['bits']:.2f}",
-                        f"{best['kl']:.4f}",
-                        f"{mean / best['kl']:.2f}",
-                    )
-                    if best
-                    else ("–", "–", "–", "–")
-                ),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines += [ladder_line(model, ours, best) for ours in quality_ladder.by_recipe(rows, rung).values()]
     return "\n".join(lines)
+
+
+def ladder_line(model: str, ours: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
+    """`ours`: seeds of one recipe."""
+    mean, last = statistics.fmean(r["kl"] for r in ours), ours[-1]
+    cells = [
+        model,
+        f"{last['bits']:.2f}",
+        ", ".join(f"{r['kl']:.4f}" for r in ours),
+        f"{last['training_tokens']:,}{' on a GPU' if last.get('trained_on') == 'cuda' else ''}",
+        f"{ours[0]['curve'][0]['kl']:.3f} → {ours[0]['curve'][-1]['kl']:.3f}",
+    ]
+    if best is None:
+        return "| " + " | ".join([*cells, "–", "–", "–", "–"]) + " |"
+    cells += [
+        f"{best['rival']}: {best['name']}",
+        f"{best['bits']:.2f}",
+        f"{best['kl']:.4f}",
+        f"{mean / best['kl']:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def grids_table() -> str:
@@ -190,8 +191,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "devices": lambda: devices.table(record.read(devices.NAME)),
     "parity": lambda: parity.table(record.read(parity.NAME)[-1]),
     "students": lambda: students_table.readme(record.read("students")),
+    "curves": lambda: students_table.curves(record.read("students")),
     "mup": lambda: mup.table(record.read(mup.NAME)[-1]),
-    "memory": lambda: memory_plan.table(record.read(memory_plan.NAME)[-1]),
+    "memory": lambda: memory_plan.table(memory_plan.latest(record.read(memory_plan.NAME))),
     "cost": lambda: training_cost.table(record.read(training_cost.NAME)),
     "gkd": lambda: gkd_trainer.table(record.read(gkd_trainer.NAME)),
     "shares": lambda: codistillation_shares.table(record.read(codistillation_shares.NAME)[-1]),
@@ -252,7 +254,10 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     wanted = filled(text)
     recipes = {path: commented(path, line) for path, line in recipe_comments().items()}
-    images = {picture.OUT: picture.draw(record.read("quickstart")[-1])}
+    images = {
+        picture.OUT: picture.draw(record.read("quickstart")[-1]),
+        students_picture.OUT: students_picture.draw(record.read("students")),
+    }
     if "--check" in sys.argv:
         made = {**recipes, **images}
         if wanted != text or any(path.read_text(encoding="utf-8") != said for path, said in made.items()):

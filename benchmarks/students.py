@@ -142,6 +142,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     curve.add_argument("--budget-s", type=float, default=450.0, help="trainings that do not fit are left out")
     curve.add_argument("--lrs", type=float, nargs="+", default=[0.0005, 0.001, 0.002, 0.004])
     curve.add_argument("--shape", type=json.loads, default=students_curve.SHAPE, help="of the pruned student")
+    curve.add_argument("--shares", type=int, nargs="+", default=students_curve.SHARES, help="of those tokens")
+    curve.add_argument(
+        "--choices", action=argparse.BooleanOptionalAction, default=True, help="also students by what was cut"
+    )
     curve.add_argument("--tokens", type=int, help="of the student from scratch; 20 a parameter otherwise")
     curve.add_argument("--length", type=int, default=256)
     curve.add_argument("--windows", type=int, default=512, help="held-out rows")

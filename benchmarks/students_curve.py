@@ -125,10 +125,11 @@ def made(setup: Setup, teacher: Any, ids: Any, arguments: argparse.Namespace) ->
         return width.prune(student, dict(widths), "importance", ids)[0] if widths else student
 
     save("pruned", cut(**arguments.shape))
-    if not arguments.tiny:
+    chosen = arguments.choices and not arguments.tiny
+    if chosen:
         for name, asked in CHOICES.items():
             save(name, cut(**asked))
-    for name, like in (("scratch", "pruned"), *([] if arguments.tiny else [("choice_scratch", "influence")])):
+    for name, like in (("scratch", "pruned"), *([("choice_scratch", "influence")] if chosen else [])):
         config = copy.deepcopy(opened(setup.work / "students" / like, None, "cpu").config)
         torch.manual_seed(0)
         save(name, AutoModelForCausalLM.from_config(config))
@@ -154,10 +155,10 @@ def then(told: dict[str, Any], best: dict[str, float], arguments: argparse.Names
     jobs = [
         Job("scratch", "scratch", "cross_entropy", best["scratch"], at_least(whole, arguments.batch), arguments.batch)
     ]
-    for share in SHARES:
+    for share in arguments.shares:
         jobs.append(Job("pruned", "pruned", "forward_kl", best["pruned"], at_least(whole // share, small), small))
     jobs.append(Job("pruned_text", "pruned", "cross_entropy", best["pruned"], at_least(whole // 40, small), small))
-    if arguments.tiny:
+    if arguments.tiny or not arguments.choices:
         return list(dict.fromkeys(jobs))
     tokens = at_least(whole // 80, small)
     for seed in SEEDS:

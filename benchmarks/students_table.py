@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import record
 
 Row = dict[str, Any]
+CUT = "cut:"  # how arms begin that differ in what was cut
 BEST = ("influence", "influence_run", "loss", "greedy")  # choices by importance
 
 
@@ -16,11 +17,12 @@ def headline(records: list[Row]) -> Row:
     return {**saving(records), **importance(records), **vocabulary(records)}
 
 
-def of_last_run(records: list[Row]) -> tuple[Row | None, list[Row]]:
-    """(plan, finished trainings) of the last token curve that has a student from scratch."""
+def of_last_run(records: list[Row], arm: str = "scratch") -> tuple[Row | None, list[Row]]:
+    """(plan, finished trainings) of the last token curve that has a student from scratch, or another `arm` (its name,
+    or how that begins)."""
     for plan in reversed([r for r in records if r["kind"] == "plan"]):
         done = [r for r in records if r["kind"] == "training" and r["run"] == plan["run"] and "failed" not in r]
-        if any(r["arm"] == "scratch" and r["purpose"] == "figure" for r in done):
+        if any(r["arm"].startswith(arm) and r["purpose"] == "figure" for r in done):
             return plan, done
     return None, []
 
@@ -78,10 +80,10 @@ def importance(records: list[Row]) -> Row:
 def choices(records: list[Row]) -> dict[str, dict[str, list[Row]]]:
     """{base: {choice: its rows, one a seed}} of the most tokens that all of a base's choices have."""
     found: dict[str, dict[str, list[Row]]] = {}
-    _, done = of_last_run(records)
+    _, done = of_last_run(records, CUT)
     for r in done:
-        if r["arm"].startswith("cut:"):
-            found.setdefault("curve", {}).setdefault(r["arm"].removeprefix("cut:"), []).append(r)
+        if r["arm"].startswith(CUT):
+            found.setdefault("curve", {}).setdefault(r["arm"].removeprefix(CUT), []).append(r)
     for base in dict.fromkeys(r["base"] for r in records if r["kind"] == "row"):
         rows = [r for r in records if r["kind"] == "row" and r["base"] == base]
         most = max((r["tokens"] for r in rows if r["row"] == "even"), default=0)
@@ -146,7 +148,7 @@ def show(records: list[Row]) -> Row:
 def readme(records: list[Row]) -> str:
     """Markdown: the rows, and in words what fewer tokens cost."""
     v = vocabulary(records)
-    return "\n".join(lines(records)) + (
+    return "\n".join(rows_table(records)) + (
         f"\n\nRows of 0 tokens are before any training. With {v['vocabulary_removed']:.0%} of SmolLM2's vocabulary "
         f"removed and {v['vocabulary_trained_tokens']:,} tokens trained, held-out text takes "
         f"{v['vocabulary_bits_per_byte_ratio'] - 1:.1%} more bits a byte than of the teacher as it is, and "
@@ -155,7 +157,7 @@ def readme(records: list[Row]) -> str:
 
 
 def lines(records: list[Row]) -> list[str]:
-    return [*rows_table(records), *curve_table(records)]
+    return [*rows_table(records), *choices_table(records), *curve_table(records), saved(records)]
 
 
 def rows_table(records: list[Row]) -> list[str]:
@@ -180,9 +182,50 @@ def curve_table(records: list[Row]) -> list[str]:
     if plan is None:
         return []
     made = ["", "| student | parameters | tokens | loss | KL, before training | KL |", "|---|---|---|---|---|---|"]
-    for r in sorted((r for r in done if r["purpose"] == "figure"), key=lambda r: (r["arm"], r["tokens"], r["seed"])):
+    figures = [r for r in done if r["purpose"] == "figure" and not r["arm"].startswith(CUT)]
+    for r in sorted(figures, key=lambda r: (r["arm"], r["tokens"])):
         made.append(
             f"| `{r['arm']}` | {r['parameters'] / 1e6:.1f} M | {r['tokens']:,} | {r['loss']:.4f} | "
             f"{r['before']['kl']:.4f} | {r['kl']:.4f} |"
         )
     return made
+
+
+def saved(records: list[Row]) -> str:
+    """In words, what the token curve says."""
+    plan, done = of_last_run(records)
+    if plan is None:
+        return ""
+    found = saving(records)
+    size, scratch = done[-1]["parameters"], found["scratch"]
+    shape = ", ".join(f"{value} {key}" for key, value in plan["shape"].items())
+    reached = "does not reach it" if found["token_saving"] is None else (
+        f"has that loss after {scratch['tokens'] / found['token_saving'] / 1e6:.1f} M: **{found['token_saving']:.0f} "
+        "times fewer**"
+    )  # fmt: skip
+    return (
+        f"The student from scratch reads {scratch['tokens'] / 1e6:.0f} M tokens, 20 a parameter "
+        f"({size / 1e6:.1f} M of them), and ends at {scratch['loss']:.4f} nats; the one cut from its teacher "
+        f"({shape}) and taught by it {reached}. Text that the teacher wrote, {plan['judged_tokens']:,} tokens held "
+        f"out; each side's learning rate the best of {len(plan['lrs'])}."
+    )
+
+
+def choices_table(records: list[Row]) -> list[str]:
+    """Students of one size by what was cut, trained alike."""
+    rows = choices(records).get("curve")
+    if not rows:
+        return []
+    some = next(iter(rows.values()))
+    made = [f"| cut, {some[0]['tokens']:,} tokens | parameters | KL before training | KL, by seed | mean |"]
+    made.append("|---|---|---|---|---|")
+    for name, seeds in sorted(rows.items(), key=lambda item: mean(item[1], "kl")):
+        each = ", ".join(f"{r['kl']:.4f}" for r in sorted(seeds, key=lambda r: r["seed"]))
+        size = f"{seeds[0]['parameters'] / 1e6:.2f} M"
+        made.append(f"| `{name}` | {size} | {mean_before(seeds):.4f} | {each} | {mean(seeds, 'kl'):.4f} |")
+    return made
+
+
+def curves(records: list[Row]) -> str:
+    """Markdown of the token curves: choices of what to cut, then tokens saved."""
+    return "\n".join([*choices_table(records), *curve_table(records), "", saved(records)])

@@ -96,7 +96,7 @@ def round_with_feedback(
     Raises FormatError when a block does not divide the rows, a weight is not finite or the format cannot be trained.
     """
     form.to_blocks(weight, name)
-    step = max(1, SLICE_WEIGHTS // weight.shape[1])
+    step = max(1, SLICE_WEIGHTS // weight.shape[1]) if weight.device.type == "cpu" else weight.shape[0]
     parts = [_round_rows(part.float(), curve, form, sweeps) for part in weight.detach().split(step)]
     codes = torch.cat([codes for codes, _ in parts])
     scales = {key: torch.cat([scales[key] for _, scales in parts]) for key in parts[0][1]}

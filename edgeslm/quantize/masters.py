@@ -26,6 +26,7 @@ from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS
 
 SLICE_WEIGHTS = 1 << 19  # 2 MB of float32: master, codes and result of a slice stay in a core's cache
+GPU_SLICE_WEIGHTS = 1 << 23  # a GPU waits for every launch; what lies beside a slice stays under a gigabyte
 
 
 @dataclass
@@ -142,7 +143,8 @@ class Master:
         return block_importance(self.importance, self.format.block, part.start, stop - part.start)
 
     def _slices(self, blocks: Tensor) -> list[slice]:
-        step = max(1, SLICE_WEIGHTS // self.format.block)
+        size = SLICE_WEIGHTS if blocks.device.type == "cpu" else GPU_SLICE_WEIGHTS
+        step = max(1, size // self.format.block)
         return [slice(at, at + step) for at in range(0, blocks.shape[0], step)]
 
 
