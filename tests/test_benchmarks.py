@@ -89,9 +89,35 @@ def test_a_rung_shows_seeds_of_one_plan_only():
     rival = {"kind": "rival", "rival": "r", "name": "file", "bits": 4.5, "kl": 0.1, **same}
     old, new = {"q3_k": 2}, {"iq3_s": 2}
     ours = [
-        {"kind": "ours", "rung": "3.4", "seed": seed, "kl": kl, "types": types, "exact_tensors": 1.0, **same}
+        {
+            "kind": "ours",
+            "rung": "3.4",
+            "seed": seed,
+            "kl": kl,
+            "types": types,
+            "exact_tensors": 1.0,
+            "recipe": "a",
+            **same,
+        }
         for seed, kl, types in [(0, 0.3, old), (1, 0.3, old), (0, 0.2, new), (0, 0.1, new)]
     ]
     (rows,) = quality_ladder.latest([rival, *ours]).values()
     assert [(r["seed"], r["kl"]) for r in rows if r["kind"] == "ours"] == [(0, 0.1)]
     assert quality_ladder.figures([rival, *ours])["one_bit_down"] == {"m": {"3.4": 1.0}}
+
+
+def test_a_rung_has_the_figure_of_its_best_recipe():
+    """Recipes of one rung stand beside each other, whatever their plans."""
+    from benchmarks import quality_ladder
+
+    same = {"model": "m", "key": "k", "exact_tensors": 1.0}
+    rival = {"kind": "rival", "rival": "r", "name": "file", "bits": 4.5, "kl": 0.1, **same}
+    ours = [
+        {"kind": "ours", "rung": "3.4", "recipe": name, "seed": seed, "kl": kl, "types": {name: 1}, **same}
+        for name, seed, kl in [("short", 1, 0.4), ("long", 0, 0.04), ("short", 0, 0.2), ("long", 1, 0.06)]
+    ]
+    found = quality_ladder.figures([rival, *ours])
+    assert found["one_bit_down"]["m"]["3.4"] == pytest.approx(0.5)
+    assert found["by_recipe"] == {"short": pytest.approx(3.0), "long": pytest.approx(0.5)}
+    (rows,) = quality_ladder.latest([rival, *ours]).values()
+    assert [r["seed"] for r in quality_ladder.by_recipe(rows, "3.4")["short"]] == [0, 1]
