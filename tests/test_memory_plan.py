@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+import hub_layout
 import pytest
 import tiny
 
-from benchmarks import memory_plan
+from benchmarks import memory_pair, memory_plan
 
 MODELS = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeslm" / "dev-models"
 TOKENIZER = Path(__file__).parents[2] / "shared" / "data" / "stories15m" / "tokenizer.model"
@@ -53,6 +54,20 @@ def test_show_tells_the_largest_error(capsys: pytest.CaptureFixture[str]) -> Non
     told = memory_plan.show([{"rows": {"a": row, "b": row | {"estimated_bytes": 1.2e9}}}])
     assert told["largest_error"] == pytest.approx(0.2) and not told["within_bound"]
     assert "900 MB estimated" in capsys.readouterr().out and told["estimate_over_measured"]["a"] == pytest.approx(0.9)
+
+
+def test_a_row_measured_again_takes_the_place_of_the_first() -> None:
+    row = {"dtype": "float32", "estimated_bytes": 9e8, "measured_bytes": 1e9}
+    rows = memory_plan.latest([{"rows": {"a": row, "b": row}}, {"rows": {"a": row | {"measured_bytes": 9e8}}}])
+    assert [round(memory_plan.error(r), 3) for r in rows.values()] == [0.0, -0.1]
+    assert memory_plan.PAIR_SAID in memory_plan.table({memory_plan.PAIR: row})
+
+
+def test_the_pair_has_the_shapes_of_the_models_it_stands_for() -> None:
+    published = {"7b": "Qwen/Qwen2.5-7B-Instruct", "1.5b": "Qwen/Qwen2.5-1.5B-Instruct"}
+    for name, repo in published.items():
+        shape = memory_pair.SHAPES[name]
+        assert {key: hub_layout.PUBLISHED[repo][key] for key in shape} == shape
 
 
 @pytest.mark.proof

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from benchmarks import record, students, students_curve, students_rows, students_table
+from benchmarks import record, students, students_curve, students_picture, students_rows, students_table
 from edgeslm.recipe import Recipe
 
 
@@ -73,3 +73,24 @@ def test_a_token_curve_from_teacher_to_figures(tmp_path: Path, monkeypatch: pyte
     (scratch,) = [r for r in figures if r["arm"] == "scratch"]
     assert scratch["tokens"] == 2048 and scratch["loss"] < scratch["before"]["loss"]
     assert set(students_table.headline(records)) >= {"token_saving", "pruned"}
+    drawn = students_picture.draw(records)
+    assert drawn.count("<circle") == sum(map(len, students_picture.curves(records).values())) + 3  # and the legend
+    assert students_picture.draw([]) == ""
+
+
+def test_choices_and_the_saving_may_be_of_two_runs() -> None:
+    """The last run that tells of it counts, for each; a student from scratch among choices is no token curve."""
+    plan = {"kind": "plan", "shape": {"layers": 4}, "lrs": [0.1], "judged_tokens": 8}
+    of = {"kind": "training", "purpose": "figure", "parameters": 10, "before": {"kl": 3.0}}
+
+    def row(run: str, arm: str, tokens: int, loss: float, seed: int = 0) -> dict[str, object]:
+        return {**of, "run": run, "arm": arm, "tokens": tokens, "loss": loss, "kl": loss - 1, "lr": 0.1, "seed": seed}
+
+    first = [row("a", "cut:influence", 5, 1.5), row("a", "cut:even", 5, 1.6), row("a", "scratch", 400, 1.1)]
+    second = [row("b", "scratch", 400, 1.4), row("b", "pruned", 10, 1.5), row("b", "pruned", 40, 1.3)]
+    records = [{**plan, "run": "a"}, *first, {**plan, "run": "b"}, *second]
+    found = students_table.headline(records)
+    assert found["token_saving"] == pytest.approx(20)
+    assert found["importance_over_even"]["curve"]["after"] == pytest.approx(0.5 / 0.6)
+    assert "20 times fewer" in students_table.saved(records) and "4 layers" in students_table.saved(records)
+    assert "cut:" not in "".join(students_table.curve_table(records))
