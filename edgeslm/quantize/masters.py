@@ -21,6 +21,7 @@ from edgeslm.compute import local
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.quantize import together
 from edgeslm.quantize.importance import block_importance
 from edgeslm.quantize.learned import LearnedScales
 from edgeslm.quantize.plan import FLOATS
@@ -56,7 +57,7 @@ class Master:
     def fit(self) -> None:
         """Searches the scales anew, slice by slice."""
         assert self.format.fit is not None
-        blocks = self._blocks()
+        blocks = self.blocks()
         parts = [self.format.fit(blocks[part], self._weights_of_error(part)) for part in self._slices(blocks)]
         found = {key: torch.cat([p[key] for p in parts]) for key in parts[0]} if parts and parts[0] else {}
         self.scales = found if parts else self._none()[1]
@@ -74,11 +75,11 @@ class Master:
     def scale_gradients(self) -> None:
         """From the gradient of the master, which is that of the decoded weight, to the factors of the scales."""
         assert self.learned is not None and self.value.grad is not None
-        blocks, grads = self._blocks(), local(self.value.grad).view(-1, self.format.block)
+        blocks, grads = self.blocks(), local(self.value.grad).view(-1, self.format.block)
         parts = []
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
-            weights = self._weights_of_code(part)
+            weights = self.weights_of_code(part)
             parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part, weights))
         for index, parameter in enumerate(self.learned.parameters):
             parameter.grad = torch.cat([pieces[index] for pieces in parts]) if parts else torch.zeros_like(parameter)
@@ -86,7 +87,7 @@ class Master:
     @torch.no_grad()
     def project(self) -> None:
         """weight <- decode(encode(value)) on the grid, with the scales as they are."""
-        blocks, out = self._blocks(), local(self.weight.data).view(-1, self.format.block)
+        blocks, out = self.blocks(), local(self.weight.data).view(-1, self.format.block)
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
             out[part] = self.format.decode(self._encode(blocks, part, scales), scales)
@@ -98,7 +99,7 @@ class Master:
 
     def codes(self) -> Tensor:
         """The integers [n, k] that ship, from the scales as they are."""
-        blocks = self._blocks()
+        blocks = self.blocks()
         if not len(blocks):
             return self._none()[0]
         cut = [{k: v[p] for k, v in self.scales.items()} for p in self._slices(blocks)]
@@ -120,26 +121,31 @@ class Master:
     def _none(self) -> tuple[Tensor, Scales]:
         """Codes and scales of no block, as a rank without rows has them."""
         assert self.format.fit is not None and self.format.encode is not None
-        zeros = self._blocks().new_zeros(1, self.format.block)
+        zeros = self.blocks().new_zeros(1, self.format.block)
         scales = self.format.fit(zeros, None)
         return self.format.encode(zeros, scales)[:0], {key: value[:0] for key, value in scales.items()}
 
-    def _blocks(self) -> Tensor:
+    def blocks(self) -> Tensor:
+        """[n, k] of this rank, a view."""
         return local(self.value.data).view(-1, self.format.block)
 
     def _encode(self, blocks: Tensor, part: slice, scales: Scales) -> Tensor:
         """Codes of the blocks in `part`, of `scales`."""
-        return self.format.nearest(blocks[part], scales, self._weights_of_code(part))
+        return self.format.nearest(blocks[part], scales, self.weights_of_code(part))
 
-    def _weights_of_code(self, part: slice) -> Tensor | None:
+    def weights_of_code(self, part: slice) -> Tensor | None:
         """The importance that which code is nearest depends on, as `_weights_of_error`; None where it does not."""
-        return self._weights_of_error(part) if self.format.per_code > 1 else None
+        return self._weights_of_error(part) if self.weighs_codes else None
+
+    @property
+    def weighs_codes(self) -> bool:
+        return self.format.per_code > 1 and self.importance is not None
 
     def _weights_of_error(self, part: slice) -> Tensor | None:
         """[n, k] of the blocks in `part`."""
         if self.importance is None:
             return None
-        stop = min(part.stop, self._blocks().shape[0])
+        stop = min(part.stop, self.blocks().shape[0])
         return block_importance(self.importance, self.format.block, part.start, stop - part.start)
 
     def _slices(self, blocks: Tensor) -> list[slice]:
@@ -163,14 +169,19 @@ class Masters:
     def set_weights(self, *, grid: bool, refit: bool) -> None:
         """Decodes every weight anew after an optimiser step. `refit` also searches the scales anew."""
         self.before_writing()
-        for master in self.items:
-            if grid and master.on_grid:
-                if refit or not master.scales:
-                    master.fit()
-                elif master.learned is not None:
-                    master.scales = master.learned.scales(master.format)
+        rounded = [master for master in self.items if grid and master.on_grid]
+        for master in rounded:
+            if refit or not master.scales:
+                master.fit()
+            elif master.learned is not None:
+                master.scales = master.learned.scales(master.format)
+        if rounded and rounded[0].value.is_cuda:
+            together.project(rounded, GPU_SLICE_WEIGHTS)
+        else:
+            for master in rounded:
                 master.project()
-            else:
+        for master in self.items:
+            if not (grid and master.on_grid):
                 master.copy()
 
     def learn_scales(self) -> list[nn.Parameter]:
