@@ -18,13 +18,19 @@ class VocabularyPart(Part):
     `data.sources` and more `text` files. Teacher and student both read the text in the tokens that are left. What the
     teacher gives to `removed` ids goes to the `first_piece` that such a token is now written with, or is shared out
     among the others as its own probabilities are (`renormalise`): then a student that has lost nothing else begins as
-    its teacher and learns nothing from it. How a word goes on that is new in pieces only the text says: give the
-    objective some cross_entropy."""
+    its teacher and learns nothing from it. With `own_tokens` the teacher reads the text in all its tokens, as it
+    learned to, gives as with `first_piece`, and is not heard inside a token that the student spells. How a word goes on
+    that is new in pieces only the text says: give the objective some cross_entropy."""
 
     keep: Positive | None = None
     min_count: Annotated[int, Field(ge=0)] = 1
     text: tuple[str, ...] = ()
-    removed: Literal["renormalise", "first_piece"] = "first_piece"
+    removed: Literal["renormalise", "first_piece", "own_tokens"] = "first_piece"
+
+    @property
+    def folds(self) -> bool:
+        """Whether the whole teacher stands beside the student."""
+        return self.removed != "renormalise"
 
 
 class AnyStudent(Part):

@@ -39,9 +39,11 @@ from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.pipeline.vocabulary import bits_per_byte
 from edgeslm.progress import Progress
+from edgeslm.schemes.head_loss import HeadInput, head_loss
+from edgeslm.schemes.objective import Objective
 from edgeslm.students.vocabulary import cut
-from edgeslm.teachers.base import Need
-from edgeslm.teachers.folded import FoldedTeacher
+from edgeslm.teachers.base import Dense, Need
+from edgeslm.teachers.folded import FoldedTeacher, OwnTokensTeacher
 from edgeslm.teachers.live import LiveTeacher
 
 METADATA = {"smollm": byte_pair_metadata("smollm"), "llama-bpe": byte_pair_metadata("llama-bpe")}
@@ -192,6 +194,38 @@ def test_mass_of_removed_tokens_goes_to_their_first_pieces() -> None:
     assert torch.allclose(logs.exp(), expected, atol=1e-6) and torch.allclose(logs.exp().sum(1), torch.ones(10))
 
 
+@pytest.mark.parametrize("name", METADATA)
+def test_a_teacher_of_its_own_tokens_is_heard_where_one_ends(name: str) -> None:
+    """It gives there what it gives of the text as it reads it, special tokens among it; elsewhere it is not heard."""
+    full, part, kept, _ = halved(name, 320)
+    model, special = tiny.llama(1), part.all_special_ids[-1]
+    model.resize_token_embeddings(len(full))
+    runs = [encode(tokenizer, ["remarkable weather", " indeed, wonderful"]) for tokenizer in (full, part)]
+    theirs, ours = ([*first, ids, *second] for (first, second), ids in zip(runs, (kept[special], special), strict=True))
+    assert len(ours) > len(theirs)
+    into = torch.tensor(first_pieces(full, part, kept))
+    batch = Batch(torch.tensor([ours]), torch.ones(1, len(ours)))
+    given = OwnTokensTeacher(model, full, part, 0, torch.tensor(kept), into)(batch, Need())
+    assert given.output is not None and given.known is not None and int(given.known.sum()) == len(theirs) - 1
+    targets = batch.ids[0, 1:]
+    logs = given.output.rows(slice(0, len(targets)), targets)
+    with torch.no_grad():
+        p = torch.softmax(model(torch.tensor([theirs])).logits[0, :-1], -1)
+    expected = torch.zeros(len(p), len(kept)).index_add_(1, into, p)
+    assert isinstance(logs, torch.Tensor)
+    assert torch.allclose(logs[given.known.bool()].exp(), expected, atol=1e-6)
+
+
+def test_where_a_teacher_is_not_heard_the_text_still_teaches() -> None:
+    torch.manual_seed(0)
+    known = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    given = HeadInput(torch.arange(4), torch.ones(4), 4.0, Dense(torch.randn(4, 8), torch.randn(20, 8)), known=known)
+    for loss, taught in (("forward_kl", known), ("cross_entropy", torch.ones(4))):
+        hidden, head = torch.randn(4, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+        head_loss(hidden, head, given, Objective.build([{"loss": loss}]).terms)[0].backward()
+        assert hidden.grad is not None and torch.equal(hidden.grad.abs().sum(1) > 0, taught.bool())
+
+
 def test_first_pieces_are_what_spelling_begins_with() -> None:
     full, part, kept, _ = halved("smollm", 300)
     into = first_pieces(full, part, kept)
@@ -255,15 +289,21 @@ def test_a_recipe_in_fewer_tokens_ships_what_llama_cpp_reads(tmp_path: Path) -> 
 def test_either_way_to_treat_removed_mass_trains(tmp_path: Path) -> None:
     path = tiny.recipe(tmp_path)
     losses = {}
-    for removed in ("renormalise", "first_piece"):
+    spelled = "distill.objective=[{loss: forward_kl}, {loss: cross_entropy, weight: 0.5}]"
+    for removed in ("renormalise", "first_piece", "own_tokens"):
         overrides = (
             f"name={removed}",
             f"student.vocabulary={{keep: 260, removed: {removed}}}",
             "distill.train.steps=2",
+            spelled,
         )
         root = run(recipes.load(path, overrides), tmp_path, tmp_path / "runs", Progress(quiet=True), until="distill")
         losses[removed] = json.loads((stages(root)["distill"] / "log.jsonl").read_text().splitlines()[0])["loss"]
-    assert losses["renormalise"] != losses["first_piece"]
+    assert len(set(losses.values())) == 3
+    silent = ("student.vocabulary={removed: own_tokens}", "distill.objective=[{loss: forward_kl}, {loss: hidden}]")
+    found = check(Context(recipes.load(path, silent), tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True)))
+    said = "\n".join(found.problems)
+    assert "leave losses on layers out" in said and "nothing teaches how a token that is spelled goes on" in said
     asked = ("student.vocabulary={removed: first_piece}", "distill.on_policy={share: 0.5, prompt: 4}")
     found = check(Context(recipes.load(path, asked), tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True)))
     assert any("first_piece needs the whole teacher" in problem for problem in found.problems)

@@ -65,7 +65,7 @@ def step_of(context: Context) -> training_memory.Step:
 
     train, compute, heard = context.recipe.distill.train, context.compute, taught_live(context)
     vocabulary = context.recipe.student.vocabulary
-    folded = vocabulary is not None and vocabulary.removed == "first_piece"
+    folded = vocabulary is not None and vocabulary.folds
     cut = train.parallel.kind == "fsdp2"
     ranks = max(parallel.size(), 2 if cut else 1)  # a recipe that is for several is told for two where none are there
     rows = min(train.micro_rows, -(-context.recipe.batch_rows // ranks))

@@ -98,12 +98,35 @@ def vocabulary(context: Context, found: Any) -> None:
     if context.kept is None:
         return
     told = f"{len(context.kept):,} of {len(context.whole_tokenizer):,} tokens stay"
-    found.plan.append(("vocabulary", f"{told}; teacher and student read the text in them"))
-    if part is not None and part.removed == "first_piece" and (recipe.distill.on_policy or recipe.teacher.format):
+    own = part is not None and part.removed == "own_tokens"
+    read = "the student reads the text in them, the teacher in all" if own else "teacher and student read text in them"
+    found.plan.append(("vocabulary", f"{told}; {read}"))
+    if part is not None and part.folds and (recipe.distill.on_policy or recipe.teacher.format):
         found.problems.append(
-            "student.vocabulary.removed: first_piece needs the whole teacher beside the student, which neither "
+            f"student.vocabulary.removed: {part.removed} needs the whole teacher beside the student, which neither "
             "distill.on_policy nor teacher.format has; use renormalise"
         )
+    if own:
+        found.problems += _spelled(recipe)
+
+
+def _spelled(recipe: Any) -> list[str]:
+    """What a teacher that reads other tokens than its student cannot teach."""
+    from edgeslm.knowledge import LOSSES
+    from edgeslm.knowledge.base import Feature
+
+    losses, problems = [LOSSES.get(term.loss) for term in recipe.distill.objective], []
+    if any(isinstance(loss, Feature) for loss in losses):
+        problems.append(
+            "student.vocabulary.removed: with own_tokens the teacher's layers are at other tokens than the student's; "
+            "leave losses on layers out, or use first_piece"
+        )
+    if all(getattr(loss, "needs_teacher", True) for loss in losses):
+        problems.append(
+            "student.vocabulary.removed: with own_tokens nothing teaches how a token that is spelled goes on; add "
+            "{loss: cross_entropy} to distill.objective"
+        )
+    return problems
 
 
 def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:

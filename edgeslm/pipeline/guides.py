@@ -37,22 +37,21 @@ class Guides:
         weights: Sequence[float],
         combine: str,
         foreign: dict[int, tuple[Any, Any]],
-        folded: tuple[Any, Any] | None = None,
+        folded: Any = None,
     ):
-        """`folded`: (ids that the student has, what becomes of each id) where these teachers have more."""
+        """`folded`: the edgeslm.teachers.folded.Folding of these teachers, where they have more tokens."""
         from edgeslm.models.forward import head_weight
         from edgeslm.teachers.ensemble import Ensemble
-        from edgeslm.teachers.folded import FoldedTeacher
         from edgeslm.teachers.foreign import ForeignTeacher
         from edgeslm.teachers.live import LiveTeacher
 
         self.models = list(models)
         here = [index for index in range(len(models)) if index not in foreign]
-        each: list[Any] = [LiveTeacher(models[index], index=index) for index in here]
-        each = [FoldedTeacher(teacher, *folded) for teacher in each] if folded else each
+        made: Any = folded.teacher if folded else LiveTeacher
+        each: list[Any] = [made(models[index], index=index) for index in here]
         self.call: Any = each[0] if len(each) == 1 else Ensemble(each, [weights[i] for i in here], combine)
         self.others = [ForeignTeacher(models[i], own, student, i) for i, (own, student) in foreign.items()]
-        self.vocabulary = len(folded[0]) if folded else min(head_weight(models[index]).shape[0] for index in here)
+        self.vocabulary = len(folded.kept) if folded else min(head_weight(models[index]).shape[0] for index in here)
 
     def __call__(self, batch: Any, need: Any) -> Any:
         given = self.call(batch, need)
@@ -77,17 +76,20 @@ def teachers(context: Context, first: Any = None) -> Guides:
     return Guides(models, [part.weight, *(m.weight for m in part.more)], part.combine, foreign, folded)
 
 
-def _folded(context: Context) -> tuple[Any, Any] | None:
-    """(ids that the recipe keeps, for each id of the teacher the place that its probability goes to), where it does."""
+def _folded(context: Context) -> Any:
+    """What becomes of each id of the teacher's, where the whole one teaches fewer."""
     import torch
 
     from edgeslm.models.subset import first_pieces
+    from edgeslm.teachers.folded import Folding
 
     part, kept = context.recipe.student.vocabulary, context.kept
-    if part is None or kept is None or part.removed != "first_piece":
+    if part is None or kept is None or not part.folds:
         return None
     into = first_pieces(context.whole_tokenizer, context.tokenizer, kept)
-    return tuple(torch.tensor(x, device=context.compute.device) for x in (kept, into))  # type: ignore[return-value]
+    both = (context.whole_tokenizer, context.tokenizer) if part.removed == "own_tokens" else None
+    here, becomes = (torch.tensor(x, device=context.compute.device) for x in (kept, into))
+    return Folding(here, becomes, both)
 
 
 def another(context: Context) -> Any:

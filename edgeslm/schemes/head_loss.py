@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeslm.knowledge.base import Response
 from edgeslm.schemes.objective import Term, masked_mean
 from edgeslm.schemes.terms import judge_response, response
 from edgeslm.teachers.base import Output, Sparse, dense
@@ -24,7 +25,9 @@ from edgeslm.teachers.base import Output, Sparse, dense
 CHUNK_TOKENS = 512
 SLICE_BYTES = 4 << 20  # one float32 slice of [R, V]
 GPU_BYTES = 256 << 20  # the same on a GPU, where no cache would hold it and every kernel has to be launched
-# {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed
+# {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed,
+# TEXT is nobody: terms that look at the text alone
+TEXT = -1
 Given = dict[int, tuple[Tensor | Sparse | None, Tensor]]
 
 
@@ -41,6 +44,7 @@ class HeadInput:
     base: Output | None = None
     foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
     answers: Tensor | None = None  # [N]
+    known: Tensor | None = None  # [N] 1.0 where the teacher has something to say; None: everywhere
 
 
 def head_loss(hidden: Tensor, head: Tensor, batch: HeadInput, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
@@ -70,7 +74,8 @@ class _HeadLoss(torch.autograd.Function):
             if batch.base is not None:
                 logits += dense(batch.base.rows(part, targets))
             teacher = None if batch.teacher is None else batch.teacher.rows(part, targets)
-            given: Given = {0: (teacher, token_scale[part])}
+            heard = token_scale[part] if batch.known is None else token_scale[part] * batch.known[part]
+            given: Given = {0: (teacher, heard), TEXT: (None, token_scale[part])}
             for index, (output, known) in batch.foreign.items():
                 given[index] = output.rows(part, targets), token_scale[part] * known[part]
             _to_gradient(logits, given, targets, terms, sums, None if batch.answers is None else batch.answers[part])
@@ -102,7 +107,8 @@ def _to_gradient(
         part = slice(at, at + rows)
         total: Tensor | None = None
         for index, term in enumerate(terms):
-            whole, scale = given[term.teacher if term.teacher in given else 0]
+            taught = isinstance(term.loss, Response) and term.loss.needs_teacher
+            whole, scale = given[(term.teacher if term.teacher in given else 0) if taught else TEXT]
             if term.learn == "answers":
                 assert answers is not None, "a term learns from answers, and the rows do not say where they are"
                 scale = scale * answers

@@ -70,11 +70,13 @@ class Need:
 @dataclass(frozen=True)
 class Signals:
     """`layers`: for each teacher that was asked {layer: what it holds}. `foreign`: for each teacher of another
-    vocabulary its distribution, and a mask [N] of the predictions that it has one for."""
+    vocabulary its distribution, and a mask [N] of the predictions that it has one for. `known` [N]: the same of
+    `output`; None where it has one for all."""
 
     output: Output | None
     layers: Mapping[int, Mapping[int, Layer]] = field(default_factory=dict)
     foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
+    known: Tensor | None = None
 
 
 class Teacher(Protocol):

@@ -25,6 +25,7 @@ class ForeignTeacher:
         """`own` and `student` are tokenizers."""
         self.model, self.own, self.index = model.eval(), own, index
         self.read, self.written = pieces(student), pieces(own)
+        self.spaced = b"".join(self.written[i] for i in self._own("a")).startswith(b" ")
 
     @torch.no_grad()
     def __call__(self, batch: Batch, need: Need) -> Signals:
@@ -44,7 +45,7 @@ class ForeignTeacher:
         """(the row in the teacher's tokens, for each student's position the teacher's that ends at the same byte)."""
         raw = b"".join(self.read[i] for i in ids)
         text = raw.decode("utf-8", errors="replace")
-        own = list(self.own(text, add_special_tokens=False, verbose=False)["input_ids"]) or [0]
+        own = self._own(text[1:] if self.spaced and text.startswith(" ") else text) or [0]
         spelled = b"".join(self.written[i] for i in own)
         # SentencePiece writes a space before the text; a row cut inside a character does not come back as it was
         shift = {raw: 0, b" " + raw: 1}.get(spelled)
@@ -53,3 +54,6 @@ class ForeignTeacher:
         if shift is None:
             return own, [-1] * len(ids)
         return own, shared_ends(ends(ids, self.read), ends(own, self.written), shift)
+
+    def _own(self, text: str) -> list[int]:
+        return list(self.own(text, add_special_tokens=False, verbose=False)["input_ids"])
