@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scratch, 512 wide": ("smollm2-0.06b", MIDDLE),
 }
 PAIR = "pair"
-PAIR_SAID = "1.5B student of a 7B teacher, on a card of 24 GB"
+PAIR_SAID = "1.5B student of a 7B teacher"
 FEW = ("data.sources=[{kind: text, paths: ['package:text/learn/*.txt']}]", "distill.train.batch_tokens=4096")
 
 
@@ -64,6 +64,7 @@ def said(name: str, arguments: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> Row:
+    refuse(arguments)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="memory-plan-") as folder:
         if PAIR in arguments.rows:
@@ -75,6 +76,22 @@ def run(arguments: argparse.Namespace) -> Row:
         "versions": record.versions("edgeslm", "torch", "transformers"), "threads": arguments.threads,
         "card_bytes": arguments.card, "rows": rows,
     }  # fmt: skip
+
+
+def refuse(arguments: argparse.Namespace) -> None:
+    """What cannot be had, before anything is made. Raises SystemExit."""
+    import torch
+
+    there = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    folder = arguments.tokenizer_folder
+    if (arguments.card or PAIR in arguments.rows) and not there:
+        raise SystemExit(f"--card and the row {PAIR} are for a CUDA card, and torch sees none")
+    if arguments.card and arguments.card > there:
+        raise SystemExit(f"--card asks for {arguments.card / 1e9:g} GB of a card that has {there / 1e9:.1f} GB")
+    if (PAIR in arguments.rows) != (folder is not None):
+        raise SystemExit(f"--tokenizer-folder is for the row {PAIR}, which needs it; give both or neither")
+    if folder is not None and not (folder / "tokenizer.json").exists():
+        raise SystemExit(f"--tokenizer-folder: {folder} holds no tokenizer.json; name a folder in hub layout")
 
 
 def one(recipe: Path, changes: list[str], runs: Path, card: int | None = None) -> Row:
@@ -174,8 +191,15 @@ def line(name: str, row: Row) -> str:
 
 
 def latest(records: list[Row]) -> dict[str, Row]:
-    """{row: what was measured of it last}"""
-    return {name: row for entry in records for name, row in entry["rows"].items()}
+    """{row, and where: what was measured of it last}"""
+    return {said_of(name, row, entry): row for entry in records for name, row in entry["rows"].items()}
+
+
+def said_of(name: str, row: Row, entry: Row) -> str:
+    card = entry.get("card_bytes")
+    where = f" held to {card / 1e9:g} GB" if card else ""
+    told = PAIR_SAID if name == PAIR else name
+    return f"{told}, on a GPU{where}" if row.get("device") == "cuda" else told
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -183,9 +207,7 @@ def table(rows: dict[str, Row]) -> str:
     made = ["| training | type | estimate of `check` | measured peak | |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         estimated, measured = (f"{row[key] / 1e6:.0f} MB" for key in ("estimated_bytes", "measured_bytes"))
-        made.append(
-            f"| {PAIR_SAID if name == PAIR else name} | {row['dtype']} | {estimated} | {measured} | {error(row):+.1%} |"
-        )
+        made.append(f"| {name} | {row['dtype']} | {estimated} | {measured} | {error(row):+.1%} |")
     return "\n".join(made)
 
 

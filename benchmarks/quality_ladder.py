@@ -72,6 +72,11 @@ def run(arguments: argparse.Namespace) -> Row:
     from benchmarks.rivals import RIVALS
     from benchmarks.rivals.student import identity
 
+    for rung, recipe, folder in arguments.brought:
+        missing = [p for p in (Path(recipe), Path(folder, "frozen"), Path(folder, "summary.json")) if not p.exists()]
+        if rung not in NEXT or missing:
+            what = f"there is no {missing[0]}" if missing else f"rungs are {', '.join(NEXT)}"
+            raise SystemExit(f"--brought {rung} {recipe} {folder}: {what}")
     student, judged, overrides = prepared(arguments)
     name = student.name
     key = identity(student, judged)
@@ -171,7 +176,7 @@ def by_recipe(rows: list[Row], rung: str) -> dict[str, list[Row]]:
 
 def figures(records: list[Row]) -> Row:
     """`exact_tensors`: least share of ours; `one_bit_down` {model: {rung: our KL, mean over seeds / best rival's}}, of
-    the recipe whose KL is least; `by_recipe` {recipe: the same} of all."""
+    the recipe whose KL is least; `by_recipe` {"model: recipe": the same} of all."""
     ratios: dict[str, dict[str, float]] = {}
     each: dict[str, float] = {}
     exact: list[float] = []
@@ -182,7 +187,7 @@ def figures(records: list[Row]) -> Row:
             rival = best_rival(rivals, above + TOLERANCE)
             means = {name: statistics.fmean(r["kl"] for r in seeds) for name, seeds in by_recipe(ours, rung).items()}
             if means and rival is not None:
-                each |= {name: kl / rival["kl"] for name, kl in means.items()}
+                each |= {f"{model}: {name}": kl / rival["kl"] for name, kl in means.items()}
                 ratios.setdefault(model, {})[rung] = min(means.values()) / rival["kl"]
     return {"exact_tensors": min(exact, default=None), "one_bit_down": ratios, "by_recipe": each}
 

@@ -231,10 +231,11 @@ def recipe_comments() -> dict[Path, str]:
     for rows in quality_ladder.latest(record.read(quality_ladder.NAME)).values():
         ours = [r for r in rows if r["kind"] == "ours"]
         for name in dict.fromkeys(r["recipe"] for r in ours):
-            last = [r for r in ours if r["recipe"] == name][-1]
+            seeds = [r for r in ours if r["recipe"] == name]
+            kl, top1 = (statistics.fmean(r[key] for r in seeds) for key in ("kl", "top1_agreement"))
             found[RECIPE.with_name(name)] = (
-                f"# Measured: {last['bits']:.2f} bits, KL {last['kl']:.4f} nats a token to its float teacher, top-1 "
-                f"{last['top1_agreement']:.1%}, {last['training_tokens']:,} tokens"
+                f"# Measured: {seeds[-1]['bits']:.2f} bits, KL {kl:.4f} nats a token to its float teacher, top-1 "
+                f"{top1:.1%}, {seeds[-1]['training_tokens']:,} tokens, {len(seeds)} seed{'s' if seeds[1:] else ''}"
             )
     by_method = methods_table.latest(record.read("methods"))
     for recipe, method in METHOD_RECIPES.items():

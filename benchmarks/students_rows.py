@@ -63,6 +63,10 @@ def rows(base: str) -> dict[str, Changes]:
             "kind": "copy",
             "vocabulary": {"keep": of["keep"], "min_count": 0, "removed": "first_piece"},
         },
+        "vocabulary_own_tokens": {
+            "kind": "copy",
+            "vocabulary": {"keep": of["keep"], "min_count": 0, "removed": "own_tokens"},
+        },
         "whole": {"kind": "copy"},
         "small": {"kind": "width", "vocabulary": {"keep": small.pop("keep"), "min_count": 0}, **small},
         "scratch": {"kind": "existing", "model": RANDOM},

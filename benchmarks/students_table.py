@@ -17,22 +17,30 @@ def headline(records: list[Row]) -> Row:
     return {**saving(records), **importance(records), **vocabulary(records)}
 
 
-def of_last_run(records: list[Row], arm: str = "scratch") -> tuple[Row | None, list[Row]]:
-    """(plan, finished trainings) of the last token curve that has a student from scratch, or another `arm` (its name,
-    or how that begins)."""
-    for plan in reversed([r for r in records if r["kind"] == "plan"]):
+def runs_with(records: list[Row], arm: str = "scratch") -> list[tuple[Row, list[Row]]]:
+    """(plan, finished trainings) of the token curves that have a student from scratch, or another `arm` (its name, or
+    how that begins)."""
+    found = []
+    for plan in (r for r in records if r["kind"] == "plan"):
         done = [r for r in records if r["kind"] == "training" and r["run"] == plan["run"] and "failed" not in r]
         if any(r["arm"].startswith(arm) and r["purpose"] == "figure" for r in done):
-            return plan, done
-    return None, []
+            found.append((plan, done))
+    return found
+
+
+def of_last_run(records: list[Row], arm: str = "scratch") -> tuple[Row | None, list[Row]]:
+    return next(reversed(runs_with(records, arm)), (None, []))
 
 
 def saving(records: list[Row]) -> Row:
+    """Of the last token curve."""
+    plan, done = of_last_run(records)
+    return {} if plan is None else saved_tokens(done)
+
+
+def saved_tokens(done: list[Row]) -> Row:
     """N of the student from scratch over the tokens with which the pruned one has its held-out loss: between two
     budgets by a straight line in the logarithm of tokens; a bound where the smallest budget is already enough."""
-    plan, done = of_last_run(records)
-    if plan is None:
-        return {}
     (scratch,) = [r for r in done if r["arm"] == "scratch" and r["purpose"] == "figure"][-1:]
     arm = sorted((r for r in done if r["arm"] == "pruned" and r["purpose"] == "figure"), key=lambda r: r["tokens"])
     points = [(r["tokens"], r["loss"]) for r in arm]
@@ -178,36 +186,44 @@ def rows_table(records: list[Row]) -> list[str]:
 
 
 def curve_table(records: list[Row]) -> list[str]:
-    plan, done = of_last_run(records)
-    if plan is None:
-        return []
-    made = ["", "| student | parameters | tokens | loss | KL, before training | KL |", "|---|---|---|---|---|---|"]
-    figures = [r for r in done if r["purpose"] == "figure" and not r["arm"].startswith(CUT)]
-    for r in sorted(figures, key=lambda r: (r["arm"], r["tokens"])):
-        made.append(
-            f"| `{r['arm']}` | {r['parameters'] / 1e6:.1f} M | {r['tokens']:,} | {r['loss']:.4f} | "
-            f"{r['before']['kl']:.4f} | {r['kl']:.4f} |"
-        )
-    return made
+    made = []
+    for _, done in runs_with(records):
+        figures = [r for r in done if r["purpose"] == "figure" and not r["arm"].startswith(CUT)]
+        for r in sorted(figures, key=lambda r: (r["arm"], r["tokens"])):
+            made.append(
+                f"| `{r['arm']}` | {r['parameters'] / 1e6:.1f} M | {r['tokens']:,} | {r['lr']:g} | {r['loss']:.4f} | "
+                f"{r['before']['kl']:.4f} | {r['kl']:.4f} |"
+            )
+    head = [
+        "",
+        "| student | parameters | tokens | lr | loss | KL, before training | KL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *made] if made else []
 
 
 def saved(records: list[Row]) -> str:
-    """In words, what the token curve says."""
-    plan, done = of_last_run(records)
-    if plan is None:
-        return ""
-    found = saving(records)
-    size, scratch = done[-1]["parameters"], found["scratch"]
+    """In words, what each token curve says."""
+    return "\n".join(f"- {in_words(plan, done)}" for plan, done in runs_with(records))
+
+
+def in_words(plan: Row, done: list[Row]) -> str:
+    found = saved_tokens(done)
+    scratch, longest = found["scratch"], found["pruned"][-1]
     shape = ", ".join(f"{value} {key}" for key, value in plan["shape"].items())
-    reached = "does not reach it" if found["token_saving"] is None else (
-        f"has that loss after {scratch['tokens'] / found['token_saving'] / 1e6:.1f} M: **{found['token_saving']:.0f} "
-        "times fewer**"
-    )  # fmt: skip
+    needed = found["token_saving"]
+    reached = (
+        f"is at {longest['loss']:.4f} after {longest['tokens'] / 1e6:.1f} M: "
+        f"{scratch['tokens'] / longest['tokens']:.0f} times fewer are not quite enough"
+        if needed is None
+        else f"has that loss after {scratch['tokens'] / needed / 1e6:.1f} M: **{needed:.0f} times fewer**"
+    )
+    edge = ", the least tried" if longest["lr"] == min(plan["lrs"]) else ""
     return (
-        f"The student from scratch reads {scratch['tokens'] / 1e6:.0f} M tokens, 20 a parameter "
-        f"({size / 1e6:.1f} M of them), and ends at {scratch['loss']:.4f} nats; the one cut from its teacher "
-        f"({shape}) and taught by it {reached}. Text that the teacher wrote, {plan['judged_tokens']:,} tokens held "
-        f"out; each side's learning rate the best of {len(plan['lrs'])}."
+        f"{scratch['parameters'] / 1e6:.1f} M parameters ({shape}): from scratch {scratch['tokens'] / 1e6:.0f} M tokens, "
+        f"{scratch['tokens'] / scratch['parameters']:.0f} a parameter, end at {scratch['loss']:.4f} nats; cut from its "
+        f"teacher and taught by it, the student {reached}. Rates {scratch['lr']:g} and {longest['lr']:g}{edge}, each the "
+        f"best of {len(plan['lrs'])}; {plan['judged_tokens']:,} held-out tokens."
     )
 
 
@@ -217,7 +233,10 @@ def choices_table(records: list[Row]) -> list[str]:
     if not rows:
         return []
     some = next(iter(rows.values()))
-    made = [f"| cut, {some[0]['tokens']:,} tokens | parameters | KL before training | KL, by seed | mean |"]
+    made = [
+        f"| cut, {some[0]['tokens']:,} tokens, lr {some[0]['lr']:g} | parameters | KL before training | KL, by seed "
+        "| mean |"
+    ]
     made.append("|---|---|---|---|---|")
     for name, seeds in sorted(rows.items(), key=lambda item: mean(item[1], "kl")):
         each = ", ".join(f"{r['kl']:.4f}" for r in sorted(seeds, key=lambda r: r["seed"]))

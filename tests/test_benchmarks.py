@@ -118,6 +118,6 @@ def test_a_rung_has_the_figure_of_its_best_recipe():
     ]
     found = quality_ladder.figures([rival, *ours])
     assert found["one_bit_down"]["m"]["3.4"] == pytest.approx(0.5)
-    assert found["by_recipe"] == {"short": pytest.approx(3.0), "long": pytest.approx(0.5)}
+    assert found["by_recipe"] == {"m: short": pytest.approx(3.0), "m: long": pytest.approx(0.5)}
     (rows,) = quality_ladder.latest([rival, *ours]).values()
     assert [r["seed"] for r in quality_ladder.by_recipe(rows, "3.4")["short"]] == [0, 1]

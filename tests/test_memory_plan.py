@@ -58,9 +58,28 @@ def test_show_tells_the_largest_error(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_row_measured_again_takes_the_place_of_the_first() -> None:
     row = {"dtype": "float32", "estimated_bytes": 9e8, "measured_bytes": 1e9}
-    rows = memory_plan.latest([{"rows": {"a": row, "b": row}}, {"rows": {"a": row | {"measured_bytes": 9e8}}}])
-    assert [round(memory_plan.error(r), 3) for r in rows.values()] == [0.0, -0.1]
-    assert memory_plan.PAIR_SAID in memory_plan.table({memory_plan.PAIR: row})
+    again = {"rows": {"a": row | {"measured_bytes": 9e8}}}
+    elsewhere = {
+        "rows": {"a": row | {"device": "cuda"}, memory_plan.PAIR: row | {"device": "cuda"}},
+        "card_bytes": 24e9,
+    }
+    rows = memory_plan.latest([{"rows": {"a": row, "b": row}}, again, elsewhere])
+    assert [round(memory_plan.error(r), 3) for r in rows.values()] == [0.0, -0.1, -0.1, -0.1]
+    assert list(rows)[2:] == ["a, on a GPU held to 24 GB", f"{memory_plan.PAIR_SAID}, on a GPU held to 24 GB"]
+    assert "held to 24 GB" in memory_plan.table(rows)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({"card": 10**9}, "sees none"), ({"rows": ["pair"]}, "sees none"), ({"tokenizer_folder": Path("x")}, "give both")],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_made(
+    asked: dict[str, object], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    given = {"rows": ["stories15m-6m"], "card": None, "tokenizer_folder": None} | asked
+    with pytest.raises(SystemExit, match=told):
+        memory_plan.run(argparse.Namespace(**given))
 
 
 def test_the_pair_has_the_shapes_of_the_models_it_stands_for() -> None:
