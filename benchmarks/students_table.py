@@ -220,10 +220,10 @@ def in_words(plan: Row, done: list[Row]) -> str:
     )
     edge = ", the least tried" if longest["lr"] == min(plan["lrs"]) else ""
     return (
-        f"{scratch['parameters'] / 1e6:.1f} M parameters ({shape}): from scratch {scratch['tokens'] / 1e6:.0f} M tokens, "
-        f"{scratch['tokens'] / scratch['parameters']:.0f} a parameter, end at {scratch['loss']:.4f} nats; cut from its "
-        f"teacher and taught by it, the student {reached}. Rates {scratch['lr']:g} and {longest['lr']:g}{edge}, each the "
-        f"best of {len(plan['lrs'])}; {plan['judged_tokens']:,} held-out tokens."
+        f"{scratch['parameters'] / 1e6:.1f} M parameters ({shape}): {scratch['tokens'] / 1e6:.0f} M tokens, "
+        f"{scratch['tokens'] / scratch['parameters']:.0f} a parameter, end at {scratch['loss']:.4f} nats from scratch; "
+        f"cut from its teacher and taught by it, the student {reached}. Rates {scratch['lr']:g} and {longest['lr']:g}"
+        f"{edge}, each the best of {len(plan['lrs'])}; {plan['judged_tokens']:,} held-out tokens."
     )
 
 
