@@ -48,6 +48,8 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
         arguments.base, name, steps, seed, str(arguments.model), arguments.tokenizer, arguments.lr
     )
     data["threads"] = arguments.threads
+    if arguments.text:  # read as often as the base's own
+        data["data"]["sources"].append({"kind": "text", "paths": arguments.text})
     if "vocabulary" in data["student"]:
         data["student"]["vocabulary"]["text"] = arguments.count
     if name == "scratch":
@@ -64,6 +66,7 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
     kl = trained["kl_by_forward"]["float32"] if steps else facts["kl_after"]
     return {
         "kind": "row", "base": arguments.base, "row": name, "seed": seed, "tokens": recipe.tokens,
+        "text": [Path(file).name for file in arguments.text],
         "lr": recipe.distill.train.lr, "student": told(data["student"]), "method": facts["method"],
         "kept": facts.get("kept"), "parameters": facts["parameters_after"], "teacher_loss": facts["loss_before"],
         "kl": kl, "loss": loss, "perplexity": math.exp(loss), "before": {"kl": facts["kl_after"],
@@ -128,6 +131,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--lr", type=float)
     parser.add_argument("--count", nargs="*", default=[], help="more text files that decide the tokens to keep")
+    parser.add_argument("--text", nargs="*", default=[], help="more text files to train on, half of the tokens")
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files; without it no tasks are asked")
     parser.add_argument("--limit", type=int, default=100, help="items of each task")
     parser.add_argument("--runs", type=Path, default=Path("runs"))

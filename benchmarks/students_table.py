@@ -135,9 +135,9 @@ def vocabulary(records: list[Row]) -> Row:
 
 def over_control(records: list[Row], best: Row) -> float | None:
     """Bits per byte over those of the whole teacher trained on the same by the same; None where that is missing."""
-    alike = ("base", "tokens", "lr", "seed")
+    alike = ("base", "tokens", "lr", "seed", "text")
     whole = [r for r in records if r["kind"] == "row" and r["row"] == "whole" and r["bits"]]
-    whole = [r for r in whole if all(r[key] == best.get(key) for key in alike)]
+    whole = [r for r in whole if all(r.get(key) == best.get(key) for key in alike)]
     return bits(best) / bits(whole[-1]) if whole and best["bits"] else None
 
 
