@@ -240,3 +240,20 @@ def test_rivals_with_an_environment_make_a_file(name: str, student: Student, tmp
         assert gguf_bytes(made.path) < made.path.stat().st_size
     if name == auto_round.NAME:
         assert row["embedding"] == "q8_0"
+
+
+def test_a_student_trained_elsewhere_has_the_row_it_would_have_here(student: Student, tmp_path: Path) -> None:
+    from benchmarks import ladder_ours
+
+    path, runs = tiny.recipe(tmp_path), tmp_path / "runs"
+    overrides = [f"teacher.model={student.folder}", "student={kind: copy}", "distill.train.steps=2", "name=there"]
+    windows = torch.randint(3, 260, (3, 32), generator=torch.Generator().manual_seed(1)).tolist()
+    saved: list[dict[str, Any]] = []
+    ladder_ours.our_rows({"4.5": path}, [3], overrides, student, windows, runs, 1, saved.append)
+    stage = json.loads((runs / "there" / "run.json").read_text())["stages"]["distill"]
+    brought = ladder_ours.brought_row("4.5", path, runs / "there" / stage, student, windows, tmp_path, 1)
+    assert brought["trained_on"] == "cpu" and brought["seconds"]["distill"] > 0
+    assert brought["seed"] == 3 and brought["exact_tensors"] == 1.0 and len(brought["curve"]) == len(saved[0]["curve"])
+    assert {k: v for k, v in brought.items() if k not in ("seconds", "trained_on", "training")} == {
+        k: v for k, v in saved[0].items() if k not in ("seconds", "training")
+    }
