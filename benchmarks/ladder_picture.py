@@ -6,7 +6,7 @@ import math
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benchmarks import record
+from benchmarks import chart, record
 
 OUT = record.RESULTS / "quality_ladder.svg"
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 860, 460, 60, 46, 34, 190
@@ -65,16 +65,5 @@ def draw(model: str, rows: list[dict[str, Any]]) -> str:
         y = TOP + 12 + 20 * place
         marks.append(f'<circle class="s{order.index(name)}" cx="{LEFT + wide + 18}" cy="{y - 4}" r="4"/>')
         marks.append(f'<text x="{LEFT + wide + 28}" y="{y}">{escape(SIDES[name][0])}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>Quality against size, {escape(model)}</title><style>{style()}</style>{''.join(marks)}</svg>\n"
-    )
-
-
-def style() -> str:
-    light = "".join(f".s{i}{{fill:{c};stroke:{c}}}" for i, (_, c, _) in enumerate(SIDES.values()))
-    dark = "".join(f".s{i}{{fill:{c};stroke:{c}}}" for i, (_, _, c) in enumerate(SIDES.values()))
-    return (
-        "text{font:13px system-ui,sans-serif;fill:#333}.h{font-weight:600}.g{stroke:#ccc;stroke-width:.5}"
-        f"{light}@media(prefers-color-scheme:dark){{text{{fill:#ddd}}.g{{stroke:#444}}{dark}}}.o{{fill:none}}"
-    )
+    css = chart.style([(light, dark) for _, light, dark in SIDES.values()], ".o{fill:none}")
+    return chart.page(f"Quality against size, {model}", (WIDTH, HEIGHT), css, marks)

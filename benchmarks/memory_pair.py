@@ -7,15 +7,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-QWEN = {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+QWEN = {"max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
         "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4,
         "vocab_size": 152064, "tie_word_embeddings": False, **QWEN,
     },
     "1.5b": {
         "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "vocab_size": 151936, "tie_word_embeddings": True, **QWEN, "num_key_value_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936, "tie_word_embeddings": True, **QWEN,
     },
 }  # fmt: skip
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")

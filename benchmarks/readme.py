@@ -9,6 +9,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,8 @@ def recipe_comments() -> dict[Path, str]:
     """{recipe: the line of its first comment that says what was measured}"""
     found = {RECIPE: recipe_comment()}
     for rows in quality_ladder.latest(record.read(quality_ladder.NAME)).values():
-        ours = [r for r in rows if r["kind"] == "ours"]
-        for name in dict.fromkeys(r["recipe"] for r in ours):
-            seeds = [r for r in ours if r["recipe"] == name]
+        of_rungs = [quality_ladder.by_recipe(rows, rung).items() for rung in quality_ladder.NEXT]
+        for name, seeds in chain.from_iterable(of_rungs):
             kl, top1 = (statistics.fmean(r[key] for r in seeds) for key in ("kl", "top1_agreement"))
             found[RECIPE.with_name(name)] = (
                 f"# Measured: {seeds[-1]['bits']:.2f} bits, KL {kl:.4f} nats a token to its float teacher, top-1 "

@@ -1,13 +1,13 @@
 """The chart of the token curve of `benchmarks.students`: held-out loss, less the teacher's own, against tokens trained,
-both on log scales. Points joined for the pruned student are trainings of their own, each with its
-learning rate brought down; those of the student from scratch lie on the way of one, but for the last."""
+both on log scales. Points joined for the pruned student are trainings of their own, each with its learning rate brought
+down; those of the student from scratch lie on the way of one, but for the last."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from benchmarks import record
+from benchmarks import chart, record
 from benchmarks.students_table import of_last_run
 
 OUT = record.RESULTS / "students.svg"
@@ -18,6 +18,7 @@ ARMS = {
     "pruned_text": ("pruned, text alone", "#b5762a", "#e0a458"),
     "pruned": ("pruned, taught", "#0b7a75", "#3fb8af"),
 }
+STYLE = ".d{stroke:#888;stroke-dasharray:4 4}.l{fill:none;stroke-width:2}"
 Point = tuple[float, float]
 
 
@@ -73,19 +74,5 @@ def draw(records: list[dict[str, Any]]) -> str:
         marks.append(f'<circle class="s{number}" cx="{LEFT + wide + 16}" cy="{TOP + 8 + 20 * number}" r="4"/>')
         marks.append(f'<text x="{LEFT + wide + 26}" y="{TOP + 12 + 20 * number}">{ARMS[arm][0]}</text>')
     marks.append(f'<text x="{LEFT}" y="{HEIGHT - 8}">tokens trained</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-        f"<title>Loss against tokens trained</title><style>{style(list(found))}</style>{''.join(marks)}</svg>\n"
-    )
-
-
-def style(arms: list[str]) -> str:
-    light, dark = (
-        "".join(f".s{i}{{fill:{ARMS[arm][which]};stroke:{ARMS[arm][which]}}}" for i, arm in enumerate(arms))
-        for which in (1, 2)
-    )
-    return (
-        "text{font:13px system-ui,sans-serif;fill:#333}.h{font-weight:600}.g{stroke:#ccc;stroke-width:.5}"
-        ".d{stroke:#888;stroke-dasharray:4 4}"
-        f"{light}@media(prefers-color-scheme:dark){{text{{fill:#ddd}}.g{{stroke:#444}}{dark}}}.l{{fill:none;stroke-width:2}}"
-    )
+    css = chart.style([ARMS[arm][1:] for arm in found], STYLE)
+    return chart.page("Loss against tokens trained", (WIDTH, HEIGHT), css, marks)

@@ -214,7 +214,7 @@ def in_words(plan: Row, done: list[Row]) -> str:
     needed = found["token_saving"]
     reached = (
         f"is at {longest['loss']:.4f} after {longest['tokens'] / 1e6:.1f} M: "
-        f"{scratch['tokens'] / longest['tokens']:.0f} times fewer are not quite enough"
+        f"{scratch['tokens'] / longest['tokens']:.0f} times fewer are not enough"
         if needed is None
         else f"has that loss after {scratch['tokens'] / needed / 1e6:.1f} M: **{needed:.0f} times fewer**"
     )

@@ -17,6 +17,7 @@ import torch
 from edgeslm import recipe as recipes
 from edgeslm.artifact import Artifact
 from edgeslm.pipeline.check import check
+from edgeslm.pipeline.follow import worse_than_start
 from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
@@ -613,6 +614,11 @@ def test_a_model_that_begins_its_texts_is_trained_and_judged_so(folder, tmp_path
         with pytest.raises(InterruptedError):
             ship._evaluate(each, tmp_path)
     assert given == [0, None]
+
+
+def test_a_student_that_began_as_its_teacher_is_not_called_worse():
+    assert worse_than_start([{"kl": 1e-6}, {"kl": 0.1}]) == ""
+    assert "0.0500 before it and is 0.1000 now" in worse_than_start([{"kl": 0.05}, {"kl": 0.1}])
 
 
 def test_training_that_makes_a_student_worse_says_so(folder, tmp_path):

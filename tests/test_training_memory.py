@@ -13,6 +13,7 @@ from tiny import gradients, step_of
 from tiny import recipe as made_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import memory_pair
 from edgeslm import compute, cost
 from edgeslm import recipe as recipes
 from edgeslm import training_memory as memory
@@ -28,24 +29,7 @@ from edgeslm.progress import Progress
 from edgeslm.schemes import head_loss
 
 CLOSE = 0.12
-QWEN_7B = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
-QWEN_1B = QWEN_7B | {
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "tie_word_embeddings": True,
-}
+QWEN_7B, QWEN_1B = ({"model_type": "qwen2"} | memory_pair.SHAPES[name] for name in ("7b", "1.5b"))
 
 
 def student(family: str, dtype: torch.dtype) -> Any:

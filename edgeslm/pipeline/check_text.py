@@ -99,8 +99,8 @@ def vocabulary(context: Context, found: Any) -> None:
         return
     told = f"{len(context.kept):,} of {len(context.whole_tokenizer):,} tokens stay"
     own = part is not None and part.removed == "own_tokens"
-    read = "the student reads the text in them, the teacher in all" if own else "teacher and student read text in them"
-    found.plan.append(("vocabulary", f"{told}; {read}"))
+    readers = "the student reads" if own else "teacher and student read"
+    found.plan.append(("vocabulary", f"{told}; {readers} the text in them{', the teacher in all' if own else ''}"))
     if part is not None and part.folds and (recipe.distill.on_policy or recipe.teacher.format):
         found.problems.append(
             f"student.vocabulary.removed: {part.removed} needs the whole teacher beside the student, which neither "

@@ -100,8 +100,7 @@ def _distill(context: Context, folder: Path) -> None:
         step.release()
     compute.return_freed_memory()
     frozen.save(folder / "frozen")
-    worse, fewer = worse_than_start(points.points), recipe.student.vocabulary
-    if worse and not (fewer and fewer.folds):  # which is judged by its teacher in fewer tokens, and may begin as that
+    if worse := worse_than_start(points.points):
         context.progress.say(f"  distil: WARNING: {worse}")
     if cut(recipe):  # what follows is this process's alone
         judge = context.load_teacher(chosen.dtype).model

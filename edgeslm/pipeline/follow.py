@@ -8,6 +8,8 @@ from typing import Any
 from edgeslm import cost
 from edgeslm.pipeline.stage import Context, read_json, write_json
 
+ITSELF = 1e-4  # nats: less is rounding
+
 
 def forward_kls(
     context: Context, student: Any, judge: Any, frozen: Any, windows: Any, base: Any = None
@@ -40,8 +42,9 @@ def placed(context: Context, student: Any, frozen: Any, dtype: Any) -> Context:
 
 
 def worse_than_start(points: list[dict[str, float]]) -> str:
-    """A sentence where training took the student further from its teacher than it was; empty where it did not."""
-    if len(points) < 2 or points[-1]["kl"] <= points[0]["kl"]:
+    """A sentence where training took the student further from its teacher than it was; empty where it did not, and of
+    one that began as its teacher, which all that it learns takes away from it."""
+    if len(points) < 2 or points[-1]["kl"] <= points[0]["kl"] or points[0]["kl"] < ITSELF:
         return ""
     return (
         f"training made the student worse: held-out KL to the teacher was {points[0]['kl']:.4f} before it and is "

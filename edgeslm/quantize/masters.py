@@ -169,20 +169,20 @@ class Masters:
     def set_weights(self, *, grid: bool, refit: bool) -> None:
         """Decodes every weight anew after an optimiser step. `refit` also searches the scales anew."""
         self.before_writing()
-        rounded = [master for master in self.items if grid and master.on_grid]
-        for master in rounded:
+        rounded = []
+        for master in self.items:
+            if not (grid and master.on_grid):
+                master.copy()
+                continue
             if refit or not master.scales:
                 master.fit()
             elif master.learned is not None:
                 master.scales = master.learned.scales(master.format)
-        if rounded and rounded[0].value.is_cuda:
-            together.project(rounded, GPU_SLICE_WEIGHTS)
-        else:
-            for master in rounded:
+            if master.value.is_cuda:
+                rounded.append(master)
+            else:
                 master.project()
-        for master in self.items:
-            if not (grid and master.on_grid):
-                master.copy()
+        together.project(rounded, GPU_SLICE_WEIGHTS)
 
     def learn_scales(self) -> list[nn.Parameter]:
         """Trains the scales of every tensor on a grid from now on; the new parameters, in a fixed order."""

@@ -28,11 +28,16 @@ def project(masters: Iterable[Master], limit: int) -> None:
 def groups(masters: Iterable[Master], limit: int) -> list[list[Master]]:
     """Of one format and device, with importance that their codes depend on or without; in their order."""
     found: dict[tuple[str, torch.device, bool], list[list[Master]]] = {}
-    for master in (m for m in masters if len(m.blocks())):  # a rank may hold no row of a small tensor
-        own = found.setdefault((master.format.name, master.value.device, master.weighs_codes), [[]])
-        if own[-1] and sum(local(m.value).numel() for m in [*own[-1], master]) > limit:
-            own.append([])
-        own[-1].append(master)
+    room: dict[tuple[str, torch.device, bool], int] = {}  # in the last group of each
+    for master in masters:
+        key, size = (master.format.name, master.value.device, master.weighs_codes), master.blocks().numel()
+        if not size:  # a rank may hold no row of a small tensor
+            continue
+        if size > room.get(key, 0):
+            found.setdefault(key, []).append([])
+            room[key] = limit
+        found[key][-1].append(master)
+        room[key] -= size
     return [group for several in found.values() for group in several]
 
 

@@ -25,9 +25,8 @@ from edgeslm.teachers.base import Output, Sparse, dense
 CHUNK_TOKENS = 512
 SLICE_BYTES = 4 << 20  # one float32 slice of [R, V]
 GPU_BYTES = 256 << 20  # the same on a GPU, where no cache would hold it and every kernel has to be launched
-# {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed,
-# TEXT is nobody: terms that look at the text alone
-TEXT = -1
+TEXT = -1  # in a teacher's place, for terms that look at the text alone
+# {teacher: (what it gives for a chunk, weight of each prediction [C])}; 0 is the recipe's own, or all that are mixed
 Given = dict[int, tuple[Tensor | Sparse | None, Tensor]]
 
 
