@@ -48,8 +48,11 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
         arguments.base, name, steps, seed, str(arguments.model), arguments.tokenizer, arguments.lr
     )
     data["threads"] = arguments.threads
-    if arguments.text:  # read as often as the base's own
-        data["data"]["sources"].append({"kind": "text", "paths": arguments.text})
+    data["distill"]["train"]["batch_tokens"] = arguments.step_tokens
+    data["distill"]["train"]["micro_rows"] = arguments.micro_rows
+    if arguments.text:
+        data["data"]["sources"][0]["share"] = 1 - arguments.text_share
+        data["data"]["sources"].append({"kind": "text", "paths": arguments.text, "share": arguments.text_share})
     if "vocabulary" in data["student"]:
         data["student"]["vocabulary"]["text"] = arguments.count
     if name == "scratch":
@@ -67,6 +70,7 @@ def one(name: str, steps: int, seed: int, arguments: argparse.Namespace) -> Row:
     return {
         "kind": "row", "base": arguments.base, "row": name, "seed": seed, "tokens": recipe.tokens,
         "text": [Path(file).name for file in arguments.text],
+        "text_share": arguments.text_share if arguments.text else 0.0, "batch_tokens": arguments.step_tokens,
         "lr": recipe.distill.train.lr, "student": told(data["student"]), "method": facts["method"],
         "kept": facts.get("kept"), "parameters": facts["parameters_after"], "teacher_loss": facts["loss_before"],
         "kl": kl, "loss": loss, "perplexity": math.exp(loss), "before": {"kl": facts["kl_after"],
@@ -127,11 +131,14 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the teacher's file")
     parser.add_argument("--tokenizer")
     parser.add_argument("--rows", nargs="+", default=students_rows.NAMES, choices=students_rows.NAMES)
-    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="of 2,048 tokens; 0: before training")
+    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="0: before training")
+    parser.add_argument("--step-tokens", type=int, default=2048)
+    parser.add_argument("--micro-rows", type=int, default=8, help="rows that go through the student together")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--lr", type=float)
     parser.add_argument("--count", nargs="*", default=[], help="more text files that decide the tokens to keep")
-    parser.add_argument("--text", nargs="*", default=[], help="more text files to train on, half of the tokens")
+    parser.add_argument("--text", nargs="*", default=[], help="more text files to train on")
+    parser.add_argument("--text-share", type=float, default=0.5, help="of the tokens, from those files")
     parser.add_argument("--data", type=Path, help="folder of <task>.jsonl files; without it no tasks are asked")
     parser.add_argument("--limit", type=int, default=100, help="items of each task")
     parser.add_argument("--runs", type=Path, default=Path("runs"))

@@ -57,7 +57,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 
 
 def choice(name: str, **settings: object) -> Candidate:
-    plain = {"type": name, "weighted": False, "embedding": None, "pure": False, "types": {}}
+    plain = {"type": name, "weighted": False, "embedding": None, "head": None, "pure": False, "types": {}}
     return Candidate("llama.cpp", name, plain | settings)
 
 

@@ -20,6 +20,7 @@ from edgeslm.errors import EdgeSLMError
 from edgeslm.models import gguf_file
 
 EMBEDDING = "token_embd.weight"
+HEAD = "output.weight"  # where it is not the embedding
 FLOATS = frozenset({"f32", "f16", "bf16"})
 
 

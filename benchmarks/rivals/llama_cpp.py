@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rivals.base import EMBEDDING, Candidate, Made, Options, Rival, RivalFailure, Student
+from benchmarks.rivals.base import EMBEDDING, HEAD, Candidate, Made, Options, Rival, RivalFailure, Student
 from edgeslm.models import imatrix
 from edgeslm.models.gguf_file import GGML_TYPES
 
@@ -101,40 +101,53 @@ def numbers() -> dict[str, int]:
 
 def candidates(student: Student, options: Options) -> list[Candidate]:
     """Every choice whose weight llama.cpp's dry run can tell; what it refuses keeps `bits` None and fails in `make`.
-    `identity` is equal for files that come out equal.
+    `identity` is equal for files that come out equal; `own_grid` says that a tensor has the type of its teacher's file.
 
-    An embedding of the type that its teacher's file uses is not offered.
+    An embedding or head of such a type is not offered.
     """
     plain = list(_choices(student))
     for candidate, types in zip(plain, _dry_run(plain, student, options), strict=True):
         candidate.settings["bits"] = _bits(types, student) if types else None
         candidate.settings["identity"] = tuple(sorted(types.items()))
+        candidate.settings["own_grid"] = any(types.get(name) == kind for name, kind in student.source_types.items())
     return plain
 
 
 def _choices(student: Student) -> Iterator[Candidate]:
     columns = student.shapes[EMBEDDING][1]
     blocks = {name: block for name, block, _ in GGML_TYPES.values()}
-    own = student.source_types.get(EMBEDDING)
-    embeddings = [e for e in EMBEDDINGS if columns % blocks[e] == 0 and e != own]
+    fitting = [e for e in EMBEDDINGS if columns % blocks[e] == 0]
+    embeddings = [(e, None) for e in fitting if e != student.source_types.get(EMBEDDING)]
+    if HEAD in student.shapes:  # a head of its own matters more than the embedding: at least as many bits
+        heads = [h for h in fitting if h != student.source_types.get(HEAD)]
+        embeddings = [(e, h) for e, _ in embeddings for h in heads if fitting.index(h) <= fitting.index(e)]
     for weighted in (False, True):
         for name in FILE_TYPES:
             if weighted or name not in NEED_IMPORTANCE:
                 yield _choice(name, weighted)
             if weighted:
-                yield from (_choice(name, weighted, embedding=e) for e in embeddings)
+                yield from (_choice(name, weighted, rows=rows) for rows in embeddings)
         yield from (_choice(name, weighted, pure=True) for name in FILE_TYPES if name in PURE)
         for name, types in MIXES if weighted else ():
-            yield from (_choice(name, weighted, embedding=e, types=types) for e in embeddings)
+            yield from (_choice(name, weighted, rows=rows, types=types) for rows in embeddings)
 
 
 def _choice(
-    name: str, weighted: bool, *, embedding: str | None = None, pure: bool = False, types: dict[str, str] | None = None
+    name: str,
+    weighted: bool,
+    *,
+    rows: tuple[str | None, str | None] = (None, None),
+    pure: bool = False,
+    types: dict[str, str] | None = None,
 ) -> Candidate:
-    types = types or {}
+    """`rows`: types of embedding and of a head of its own, None as llama.cpp chooses."""
+    types, (embedding, head) = types or {}, rows
     words = [name, *(["pure"] if pure else []), *(f"{part}={kind}" for part, kind in types.items())]
-    words += ([f"embedding={embedding}"] if embedding else []) + (["imatrix"] if weighted else [])
-    settings = {"type": name, "weighted": weighted, "embedding": embedding, "pure": pure, "types": types}
+    words += ([f"embedding={embedding}"] if embedding else []) + ([f"head={head}"] if head else [])
+    words += ["imatrix"] if weighted else []
+    settings = {
+        "type": name, "weighted": weighted, "embedding": embedding, "head": head, "pure": pure, "types": types
+    }  # fmt: skip
     return Candidate(NAME, " ".join(words), settings)
 
 
@@ -154,7 +167,9 @@ def grid_the_rest(source: Path, out: Path, embedding: str, types: dict[str, str]
     exact = {f"^{re.escape(name)}$": kind for name, kind in types.items()} | {
         ".": embedding
     }  # the first that matches holds
-    settings = {"type": "Q4_0", "weighted": False, "embedding": embedding, "pure": True, "types": exact}
+    settings = {
+        "type": "Q4_0", "weighted": False, "embedding": embedding, "head": embedding, "pure": True, "types": exact
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         said = run_worker(_job(settings, source, out, options, None), Path(folder), options.timeout_s)
     if not said["ok"]:
@@ -166,7 +181,7 @@ def _job(
     settings: dict[str, Any], source: Student | Path, out: Path, options: Options, importance: Path | None
 ) -> dict[str, Any]:
     number = numbers()
-    embedding = settings["embedding"]
+    embedding, head = settings["embedding"], settings["head"]
     return {
         "source": str(source.gguf if isinstance(source, Student) else source),
         "out": str(out),
@@ -174,6 +189,7 @@ def _job(
         "ftype": FILE_TYPES[settings["type"]],
         "pure": settings["pure"],
         "embedding": None if embedding is None else number[embedding],
+        "head": None if head is None else number[head],
         "tensor_types": [(part, number[kind]) for part, kind in settings["types"].items()],
         "importance": str(importance) if importance and settings["weighted"] else None,
         "dry": [],

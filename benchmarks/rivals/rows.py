@@ -25,7 +25,8 @@ def chosen(
     plain: list[Candidate], budgets: Collection[float], reach: float, by_default: bool = True
 ) -> list[Candidate]:
     """Those worth making: whose weight is not known beforehand, which stand as the tool makes them by default (where
-    `by_default` says so), or which weigh at most a budget and at least that less `reach` bits. Of equal files (same
+    `by_default` says so; else none that uses its source's grid), or which weigh at most a budget and at least that less
+    `reach` bits. Of equal files (same
     types, same importance) the first; of what is refused the plain form, for its sentence."""
     kept: list[Candidate] = []
     seen: set[Any] = set()
@@ -37,6 +38,7 @@ def chosen(
         default = settings["embedding"] is None and not settings["types"] and not settings["pure"]
         bits = settings["bits"]
         near = bits is not None and any(b - reach <= bits <= b for b in budgets)
+        near = near and (by_default or not settings.get("own_grid"))
         key = (settings["weighted"], settings["identity"]) if bits is not None else candidate.name
         if key not in seen and (near or (by_default and default)):
             seen.add(key)

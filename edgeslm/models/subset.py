@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
 
@@ -39,17 +40,16 @@ class Merges:
         self.added = {token["content"] for token in state["added_tokens"]}
         self.rank = {pair: place for place, pair in reversed(list(enumerate(_pairs(state))))}
 
-    def parts(self, token: str) -> set[str]:
-        """Every token that is merged on the way to this one, itself left out; none for one that no merge makes."""
-        pieces, made = list(token), set[str]()
+    def split(self, token: str) -> tuple[str, ...]:
+        """The two that it is merged from in the end; none for one that no merge makes."""
+        pieces, last = list(token), tuple[str, ...]()
         while len(pieces) > 1:
-            found = [(self.rank.get(pair, len(self.rank)), i) for i, pair in enumerate(pairwise(pieces))]
-            best, at = min(found)
+            best, at = min((self.rank.get(pair, len(self.rank)), i) for i, pair in enumerate(pairwise(pieces)))
             if best == len(self.rank):
-                return set()
-            made.update(pieces[at : at + 2])
+                return ()
+            last = pieces[at], pieces[at + 1]
             pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-        return made
+        return last
 
     def indispensable(self) -> set[int]:
         """Ids of bytes and special tokens (and of sentencepiece's space, which no bytes stand for). SmolLM2 lacks 21
@@ -64,8 +64,13 @@ class Merges:
 def choose(
     tokenizer: PreTrainedTokenizerBase, counts: Mapping[int, int], most: int | None = None, min_count: int = 1
 ) -> list[int]:
-    """Ids to keep, ascending: the commonest of those seen `min_count` times, of equals the lower id, with all they are
-    merged from, `most` in all. Raises ModelError where bytes and special tokens alone are more."""
+    """Ids to keep, ascending: those that leave the counted text the shortest, `most` in all, bytes and special tokens
+    and what kept ones are merged from among them.
+
+    The rarest token that no other is merged from goes first, of equals the higher id; the text then spells it as the
+    two that it is merged from, which are seen so much oftener from then on. That goes on until `most` are left and no
+    such token is seen less than `min_count` times. Raises ModelError where bytes and special tokens alone are more.
+    """
     merges = Merges(tokenizer)
     kept, vocabulary = merges.indispensable(), merges.vocabulary
     most = len(vocabulary) if most is None else most
@@ -73,16 +78,22 @@ def choose(
         raise ModelError(
             f"student.vocabulary.keep is {most} but bytes and special tokens alone are {len(kept)}; keep more"
         )
-    spelled = {index: token for token, index in vocabulary.items()}
-    wanted = [i for i in spelled if counts.get(i, 0) >= min_count]
-    for index in sorted(wanted, key=lambda i: (-counts.get(i, 0), i)):
-        if len(kept) == most:
-            break
-        if index not in kept:
-            needed = {index} | {vocabulary[part] for part in merges.parts(spelled[index])}
-            if len(kept | needed) <= most:
-                kept |= needed
-    return sorted(kept)
+    halves = {
+        index: [vocabulary[half] for half in merges.split(token)]
+        for token, index in vocabulary.items()
+        if index not in kept
+    }
+    seen, users = Counter(counts), Counter(half for split in halves.values() for half in split)
+    rarest = [(seen[index], -index) for index in halves if not users[index]]
+    heapify(rarest)
+    while rarest and (len(kept) + len(halves) > most or rarest[0][0] < min_count):
+        _, index = heappop(rarest)
+        for half in halves.pop(-index):
+            seen[half] += seen[-index]
+            users[half] -= 1
+            if half in halves and not users[half]:
+                heappush(rarest, (seen[half], -half))
+    return sorted(kept | halves.keys())
 
 
 def counts_of(documents: Sequence[Sequence[int]]) -> Counter[int]:

@@ -107,26 +107,14 @@ def vocabulary(context: Context, found: Any) -> None:
             "distill.on_policy nor teacher.format has; use renormalise"
         )
     if own:
-        found.problems += _spelled(recipe)
+        from edgeslm.knowledge import LOSSES
+        from edgeslm.knowledge.base import Feature
 
-
-def _spelled(recipe: Any) -> list[str]:
-    """What a teacher that reads other tokens than its student cannot teach."""
-    from edgeslm.knowledge import LOSSES
-    from edgeslm.knowledge.base import Feature
-
-    losses, problems = [LOSSES.get(term.loss) for term in recipe.distill.objective], []
-    if any(isinstance(loss, Feature) for loss in losses):
-        problems.append(
-            "student.vocabulary.removed: with own_tokens the teacher's layers are at other tokens than the student's; "
-            "leave losses on layers out, or use first_piece"
-        )
-    if all(getattr(loss, "needs_teacher", True) for loss in losses):
-        problems.append(
-            "student.vocabulary.removed: with own_tokens nothing teaches how a token that is spelled goes on; add "
-            "{loss: cross_entropy} to distill.objective"
-        )
-    return problems
+        if any(isinstance(LOSSES.get(term.loss), Feature) for term in recipe.distill.objective):
+            found.problems.append(
+                "student.vocabulary.removed: with own_tokens the teacher's layers are at other tokens than the "
+                "student's; leave losses on layers out, or use first_piece"
+            )
 
 
 def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:

@@ -43,7 +43,6 @@ class HeadInput:
     base: Output | None = None
     foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
     answers: Tensor | None = None  # [N]
-    known: Tensor | None = None  # [N] 1.0 where the teacher has something to say; None: everywhere
 
 
 def head_loss(hidden: Tensor, head: Tensor, batch: HeadInput, terms: tuple[Term, ...]) -> tuple[Tensor, Tensor]:
@@ -73,8 +72,7 @@ class _HeadLoss(torch.autograd.Function):
             if batch.base is not None:
                 logits += dense(batch.base.rows(part, targets))
             teacher = None if batch.teacher is None else batch.teacher.rows(part, targets)
-            heard = token_scale[part] if batch.known is None else token_scale[part] * batch.known[part]
-            given: Given = {0: (teacher, heard), TEXT: (None, token_scale[part])}
+            given: Given = {0: (teacher, token_scale[part]), TEXT: (None, token_scale[part])}
             for index, (output, known) in batch.foreign.items():
                 given[index] = output.rows(part, targets), token_scale[part] * known[part]
             _to_gradient(logits, given, targets, terms, sums, None if batch.answers is None else batch.answers[part])

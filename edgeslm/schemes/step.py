@@ -208,7 +208,7 @@ class Step:
         answers = None if batch.answers is None else batch.answers * (count / counts[ANSWERS])
         head, teacher = self.view.head(self.model), signals.output
         base = None if self.base is None else self.base(batch, Need()).output
-        given = HeadInput(targets, mask, count, teacher, base, signals.foreign, answers, signals.known)
+        given = HeadInput(targets, mask, count, teacher, base, signals.foreign, answers)
         if not self.settings.exits:
             return head_loss(states, head, given, terms)
         # the last layer follows the text or an outer teacher, and every exit the last layer (BYOT, arXiv:1905.08094)

@@ -70,13 +70,11 @@ class Need:
 @dataclass(frozen=True)
 class Signals:
     """`layers`: for each teacher that was asked {layer: what it holds}. `foreign`: for each teacher of another
-    vocabulary its distribution, and a mask [N] of the predictions that it has one for. `known` [N]: the same of
-    `output`; None where it has one for all."""
+    vocabulary its distribution, and a mask [N] of the predictions that it has one for."""
 
     output: Output | None
     layers: Mapping[int, Mapping[int, Layer]] = field(default_factory=dict)
     foreign: Mapping[int, tuple[Output, Tensor]] = field(default_factory=dict)
-    known: Tensor | None = None
 
 
 class Teacher(Protocol):

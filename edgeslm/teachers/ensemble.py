@@ -78,7 +78,7 @@ class Ensemble:
         weights = self.weights.to(batch.ids.device)
         by_row = self._row_weights(outputs, batch, weights) if self.combine == "sample" else None
         weigh = by_token if self.combine == "token" else constant
-        return Signals(Mixture(outputs, weights, weigh, by_row), layers, known=given[0].known)
+        return Signals(Mixture(outputs, weights, weigh, by_row), layers)
 
     @torch.no_grad()
     def _row_weights(self, outputs: Sequence[Output], batch: Batch, weights: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """A teacher of more tokens than its student: the student's tokens are some of its own, so it can read them as they are,
 and what it gives to a token that the student lacks goes to the one that the student would begin to spell it with. Or it
-reads the text in its own tokens, as it learned to, and is heard where one of them ends.
+reads the text in its own tokens, as it learned to, and is heard where one of them ends. Inside, the text speaks for it:
+the student hears there what follows as often as it does follow, and where a token ends what the teacher gives to all
+that may come, so that both together weigh what begins alike as the teacher does.
 
-Legend: C predictions of a chunk, V the teacher's tokens, K the student's.
+Legend: N predictions, C of a chunk, V the teacher's tokens, K the student's.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Folded:
-    """log of the sums of an output's probabilities over all tokens that go to the same one."""
+    """log of the sums of an output's probabilities over all tokens that go to the same one. Where the teacher is not
+    `heard`, all goes to the true outcome."""
 
     inner: Output
     kept: Tensor  # [K] the teacher's ids
     into: Tensor  # [V] places in `kept`
+    heard: Tensor | None = None  # [N] bool; None: everywhere
 
     def rows(self, part: slice, targets: Tensor) -> Tensor:
         logits = dense(self.inner.rows(part, self.kept[targets]))
@@ -39,6 +43,9 @@ class Folded:
         for at in range(0, len(logits), step):
             p = torch.softmax(logits[at : at + step].float(), dim=-1)
             made[at : at + step].index_add_(1, self.into[: p.shape[1]], p[:, : len(self.into)])
+        if self.heard is not None:
+            text = torch.nn.functional.one_hot(targets, len(self.kept))
+            made = torch.where(self.heard[part, None], made, text.to(made.dtype))
         return made.clamp_min_(SMALLEST).log_()
 
 
@@ -55,7 +62,7 @@ class FoldedTeacher:
 
 
 class OwnTokensTeacher(ForeignTeacher):
-    """Reads the text in its own tokens. Inside one that the student spells it has nothing to say."""
+    """Reads the text in its own tokens. Inside one that the student spells the text speaks for it."""
 
     def __init__(self, model: Any, own: Any, student: Any, index: int, kept: Tensor, into: Tensor):
         super().__init__(model, own, student, index)
@@ -63,8 +70,8 @@ class OwnTokensTeacher(ForeignTeacher):
         self.special = set(student.all_special_ids)  # they stand for no text, and are the same for both
 
     def __call__(self, batch: Batch, need: Need) -> Signals:
-        output, known = super().__call__(batch, need).foreign[self.index]
-        return Signals(Folded(output, self.kept, self.into), known=known)
+        output, heard = super().__call__(batch, need).foreign[self.index]
+        return Signals(Folded(output, self.kept, self.into, heard.bool()))
 
     def _row(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         own, places = list[int](), list[int]()

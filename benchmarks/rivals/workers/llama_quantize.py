@@ -32,6 +32,7 @@ def quantize(job: dict[str, Any], dry: bool = False) -> dict[str, Any]:
     none = params.token_embedding_type  # GGML_TYPE_COUNT of this build: "not chosen"
     params.nthread, params.ftype, params.pure, params.dry_run = job["threads"], job["ftype"], job["pure"], dry
     params.token_embedding_type = none if job["embedding"] is None else job["embedding"]
+    params.output_tensor_type = none if job["head"] is None else job["head"]
     kept: list[Any] = []  # ctypes holds no reference to what a structure points at
     if job["tensor_types"]:
         override = llama_cpp.llama_model_tensor_override
