@@ -158,10 +158,15 @@ def readme(records: list[Row]) -> str:
     v = vocabulary(records)
     return "\n".join(rows_table(records)) + (
         f"\n\nRows of 0 tokens are before any training. With {v['vocabulary_removed']:.0%} of SmolLM2's vocabulary "
-        f"removed and {v['vocabulary_trained_tokens']:,} tokens trained, held-out text takes "
-        f"{v['vocabulary_bits_per_byte_ratio'] - 1:.1%} more bits a byte than of the teacher as it is, and "
-        f"{v['vocabulary_bits_per_byte_over_whole_trained'] - 1:.1%} more than of the whole one trained alike."
+        f"removed and {v['vocabulary_trained_tokens']:,} tokens trained, held-out text is "
+        f"{v['vocabulary_tokens_per_byte_ratio'] - 1:.1%} longer in tokens and takes "
+        f"{more(v['vocabulary_bits_per_byte_ratio'])} bits a byte than of the teacher as it is, and "
+        f"{more(v['vocabulary_bits_per_byte_over_whole_trained'])} than of the whole one trained alike."
     )
+
+
+def more(ratio: float) -> str:
+    return f"{abs(ratio - 1):.1%} {'more' if ratio >= 1 else 'fewer'}"
 
 
 def lines(records: list[Row]) -> list[str]:
@@ -174,7 +179,7 @@ def rows_table(records: list[Row]) -> list[str]:
         return []
     made = ["| teacher | cut | parameters | tokens trained | KL, nats/token | perplexity | bits/byte | tasks |"]
     made.append("|---|---|---|---|---|---|---|---|")
-    for r in latest.values():
+    for r in sorted(latest.values(), key=lambda r: (r["base"], r["tokens"])):
         spelled = f"{bits(r):.4f}" if r["vocabulary"] or r["bits"] else "–"
         tasks = ", ".join(f"{name} {t['student']:.2f}/{t['teacher']:.2f}" for name, t in r["tasks"].items()) or "–"
         size = f"{r['parameters'] / 1e6:.1f} M"
