@@ -176,12 +176,15 @@ def test_choice_near_budgets() -> None:
         at("pure far", 6.2, pure=True),
         at("near", 5.4, embedding="q5_0"),
         at("the same file", 5.4, embedding="q5_0", identity="near"),
+        at("its source's grid", 5.4, embedding="q8_0", own_grid=True),
         at("too light", 4.9, embedding="q5_0"),
         at("refused", None),
         Candidate("other", "weight unknown"),
     ]
     names = [c.name for c in rows.chosen(plain, (5.5, 3.0), 0.4)]
-    assert names == ["default", "near", "refused", "weight unknown"]
+    assert names == ["default", "near", "its source's grid", "refused", "weight unknown"]
+    names = [c.name for c in rows.chosen(plain, (5.5, 3.0), 0.4, by_default=False)]
+    assert names == ["near", "weight unknown"]
 
 
 def test_rows_are_scored_saved_and_resumed(student: Student, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_headline_of_fewer_tokens() -> None:
     assert found["vocabulary_removed"] == 0.6 and found["vocabulary_bits_per_byte_ratio"] == pytest.approx(1.05)
     trained = row | {"tokens": 9, "bits": {"bits_per_byte": 1.98, "tokens_per_byte": 0.22}}
     assert students_table.vocabulary([row, trained])["vocabulary_bits_per_byte_ratio"] == pytest.approx(0.99)
+    assert students_table.more(1.05) == "5.0% more" and students_table.more(0.99) == "1.0% fewer"
 
 
 @pytest.mark.parametrize("base", list(students_rows.BASES))
