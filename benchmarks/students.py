@@ -131,7 +131,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="the teacher's file")
     parser.add_argument("--tokenizer")
     parser.add_argument("--rows", nargs="+", default=students_rows.NAMES, choices=students_rows.NAMES)
-    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="0: before training")
+    parser.add_argument("--steps", nargs="+", type=int, default=[0], help="of --step-tokens; 0: before training")
     parser.add_argument("--step-tokens", type=int, default=2048)
     parser.add_argument("--micro-rows", type=int, default=8, help="rows that go through the student together")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])

@@ -135,7 +135,7 @@ def vocabulary(records: list[Row]) -> Row:
 
 def over_control(records: list[Row], best: Row) -> float | None:
     """Bits per byte over those of the whole teacher trained on the same by the same; None where that is missing."""
-    alike = ("base", "tokens", "lr", "seed", "text")
+    alike = ("base", "tokens", "lr", "seed", "text", "text_share", "batch_tokens")
     whole = [r for r in records if r["kind"] == "row" and r["row"] == "whole" and r["bits"]]
     whole = [r for r in whole if all(r.get(key) == best.get(key) for key in alike)]
     return bits(best) / bits(whole[-1]) if whole and best["bits"] else None

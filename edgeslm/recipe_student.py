@@ -13,15 +13,15 @@ Choose = Literal["influence", "loss", "greedy", "even", "first"]
 
 
 class VocabularyPart(Part):
-    """The ids that text uses, seen `min_count` times or more, `keep` of them that leave it the shortest; every byte,
-    every special token, and what kept ones are merged from stay in any case, so that all text can be written. Text is
-    that of `data.sources` and more `text` files. Teacher and student both read the text in the tokens that are left.
-    What the teacher gives to `removed` ids goes to the `first_piece` that such a token is now written with, or is
-    shared out among the others as its own probabilities are (`renormalise`): then a student that has lost nothing else
-    begins as its teacher and learns nothing from it. How a word goes on that is new in pieces only the text says: give
-    the objective some cross_entropy. With `own_tokens` the teacher reads the text in all its tokens, as it learned to,
-    and gives as with `first_piece`; inside a token that the student spells the text stands for it, as a teacher that is
-    sure."""
+    """The ids that text uses, seen `min_count` times or more once rarer ones are spelled in them, `keep` of them that
+    leave it the shortest; every byte, every special token, and what kept ones are merged from stay in any case, so that
+    all text can be written. Text is that of `data.sources` and more `text` files. Teacher and student both read the
+    text in the tokens that are left. What the teacher gives to `removed` ids goes to the `first_piece` that such a
+    token is now written with, or is shared out among the others as its own probabilities are (`renormalise`): then a
+    student that has lost nothing else begins as its teacher and learns nothing from it. How a word goes on that is new
+    in pieces only the text says: give the objective some cross_entropy. With `own_tokens` the teacher reads the text in
+    all its tokens, as it learned to, and gives as with `first_piece`; inside a token that the student spells the text
+    stands for it, as a teacher that is certain."""
 
     keep: Positive | None = None
     min_count: Annotated[int, Field(ge=0)] = 1

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from edgeslm.data.batch import Batch
 from edgeslm.errors import ModelError
 from edgeslm.models.forward import hidden_states
-from edgeslm.models.pieces import ends, pieces, shared_ends
+from edgeslm.models.pieces import ends, pieces, shared_ends, whole_characters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.objective import Objective
 from edgeslm.teachers.base import Dense, Need
@@ -70,6 +70,15 @@ def test_ends_are_shared_where_both_stop():
     assert shared_ends([1, 3], [2, 4], shift=1) == [0, 1]
 
 
+def test_a_torn_character_is_found_at_either_end():
+    text = "é三𝄞a".encode()
+    for first in range(len(text)):
+        for last in range(first, len(text) + 1):
+            torn, whole = whole_characters(text[first:last])
+            assert text[first:last][torn:].startswith(whole) and whole.decode() in text.decode()
+            assert torn < 4 and last - first - torn - len(whole) < 4
+
+
 def test_states_are_taken_where_tokens_end_together():
     own, student = sentencepiece(), tiny.tokenizer()
     model = tiny.llama(seed=1)
@@ -104,13 +113,18 @@ def test_padding_beside_a_longer_row_changes_nothing():
     torch.testing.assert_close(output.states[:count][known], alone.states[known], rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_that_does_not_come_back_teaches_nothing():
-    """A row cut inside a character is other text for the teacher."""
+def test_a_row_cut_inside_a_character_is_taught_from_the_next_one_on():
     own, student = sentencepiece(), tiny.tokenizer()
-    row = student("三百", add_special_tokens=False)["input_ids"][1:]
-    batch = Batch(torch.tensor([row]), torch.ones(1, len(row)))
-    _, mask = ForeignTeacher(tiny.llama(), own, student, 1)(batch, Need()).foreign[1]
-    assert not mask.any()
+    teacher = ForeignTeacher(tiny.llama(seed=1), own, student, 1)
+    clean, torn = student(TEXT, add_special_tokens=False)["input_ids"], student("三")["input_ids"][-1]
+    found = {}
+    for begun in (0, 1):
+        row = [torn] * begun + clean
+        output, mask = teacher(Batch(torch.tensor([row]), torch.ones(1, len(row))), Need()).foreign[1]
+        found[begun] = output.states[begun:], mask[begun:]
+    assert found[0][1].any() and torch.equal(found[0][1], found[1][1])
+    known = found[0][1].bool()
+    torch.testing.assert_close(found[1][0][known], found[0][0][known], rtol=1e-4, atol=1e-5)
 
 
 def test_only_known_predictions_are_taught():

@@ -14,6 +14,7 @@ import torch
 from benchmarks.rivals import RIVALS, auto_round, gptq, llama_cpp, rows, venv
 from benchmarks.rivals.base import (
     EMBEDDING,
+    HEAD,
     Candidate,
     Made,
     Options,
@@ -38,10 +39,19 @@ OPTIONS = Options(threads=1)
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    return made(tmp_path_factory.mktemp("student"))
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """With a head of its own, whose teacher's file has it in Q8_0."""
+    return replace(made(tmp_path_factory.mktemp("untied"), tied=False), source_types={HEAD: "q8_0"})
+
+
+def made(folder: Path, tied: bool = True) -> Student:
     """Three layers of 64 columns: 32-weight blocks fit, 256-weight ones do not."""
     pytest.importorskip("llama_cpp")
-    folder = tmp_path_factory.mktemp("student")
-    model = tiny.llama(layers=3)
+    model = tiny.llama(layers=3, tied=tied)
     model.save_pretrained(folder / "hf")
     tiny.tokenizer().save_pretrained(folder / "hf")
     weights = dict(model.named_parameters())
@@ -153,6 +163,27 @@ def test_gptq_codes_become_q4_0_blocks(student: Student, tmp_path: Path) -> None
     assert torch.equal(gguf_file.read(out).load(theirs), torch.from_numpy(wanted)[order])
     kinds = matrix_types(out)
     assert kinds.pop(theirs) == "q4_0" and set(kinds.values()) == {"q5_0"}
+
+
+def test_a_head_of_its_own_is_named_beside_the_embedding(untied: Student, tmp_path: Path) -> None:
+    """Never its teacher's own type, never a worse one than the embedding's; what has the teacher's type says so."""
+    named = [c for c in llama_cpp.candidates(untied, OPTIONS) if c.settings["embedding"]]
+    pairs = {(c.settings["embedding"], c.settings["head"]) for c in named}
+    order = llama_cpp.EMBEDDINGS.index
+    assert ("q4_0", "q5_0") in pairs and all(h != "q8_0" and order(h) <= order(e) for e, h in pairs)
+    (chosen,) = (c for c in named if c.name == "Q4_1 embedding=q4_0 head=q5_0 imatrix")
+    kinds = matrix_types(llama_cpp.make(chosen, untied, tmp_path / "a.gguf", OPTIONS).path)
+    assert (kinds[EMBEDDING], kinds[HEAD]) == ("q4_0", "q5_0") and not chosen.settings["own_grid"]
+    plain = next(c for c in llama_cpp.candidates(untied, OPTIONS) if c.name == "Q8_0")
+    assert plain.settings["own_grid"]
+
+
+def test_a_head_that_is_packed_stays_as_it_is(untied: Student, tmp_path: Path) -> None:
+    rows, columns = untied.shapes[HEAD]
+    bare = graft(untied, {HEAD: ("q4_0", np.zeros(rows * columns // 32 * 18, np.uint8))}, tmp_path / "bare.gguf")
+    llama_cpp.grid_the_rest(bare, tmp_path / "all.gguf", "q5_0", {HEAD: "q4_0"}, OPTIONS)
+    kinds = matrix_types(tmp_path / "all.gguf")
+    assert kinds.pop(HEAD) == "q4_0" and set(kinds.values()) == {"q5_0"}
 
 
 def test_a_graft_keeps_metadata_and_refuses_strangers(student: Student, tmp_path: Path) -> None:

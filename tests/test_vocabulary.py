@@ -92,8 +92,7 @@ def test_what_is_kept_is_closed_under_merges(name: str, most: int | None) -> Non
     spelled = full.convert_ids_to_tokens(kept)
     assert len(kept) <= (most or len(full)) and merges.indispensable() <= ids and len(set(spelled)) == len(kept)
     assert all(merges.vocabulary[p] in ids for token in spelled for p in merges.split(token))
-    if most is not None:  # the commonest are kept, and nothing more fits in
-        assert len(kept) > most - 4
+    assert len(kept) == min(most or len(full), len(halved(name)[2]))
 
 
 def test_a_token_is_split_as_it_is_merged_in_the_end() -> None:
@@ -144,7 +143,7 @@ def test_special_tokens_keep_their_names_and_places_in_text(name: str) -> None:
     for special in ("bos", "eos", "pad", "unk"):
         before, after = (getattr(t, f"{special}_token_id") for t in (full, part))
         assert (after is None) if before is None else kept[after] == before
-    begun = [t("")["input_ids"] for t in (full, part)]
+    begun = [t("e")["input_ids"] for t in (full, part)]
     assert [kept[i] for i in begun[1]] == begun[0]
 
 
@@ -165,9 +164,11 @@ def test_what_cannot_be_made_smaller_is_refused() -> None:
 
 
 def test_unused_tokens_fill_up_in_their_own_order_where_they_may() -> None:
-    full, least = whole("smollm"), len(Merges(whole("smollm")).indispensable())
+    full = whole("smollm")
+    stay = Merges(full).indispensable()
+    least, others = len(stay), sorted(set(full.get_vocab().values()) - stay)
     assert choose(full, {}, least + 40, min_count=1) == choose(full, {}, least)
-    assert len(choose(full, {}, least + 40, min_count=0)) == least + 40
+    assert choose(full, {}, least + 40, min_count=0) == sorted(stay | set(others[:40]))
 
 
 # The model
@@ -331,7 +332,7 @@ def test_either_way_to_treat_removed_mass_trains(tmp_path: Path) -> None:
     silent = ("student.vocabulary={removed: own_tokens}", "distill.objective=[{loss: forward_kl}, {loss: hidden}]")
     found = check(Context(recipes.load(path, silent), tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True)))
     said = "\n".join(found.problems)
-    assert "leave losses on layers out" in said
+    assert "which hidden cannot learn from; use forward_kl or soft_cross_entropy" in said
     asked = ("student.vocabulary={removed: first_piece}", "distill.on_policy={share: 0.5, prompt: 4}")
     found = check(Context(recipes.load(path, asked), tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True)))
     assert any("first_piece needs the whole teacher" in problem for problem in found.problems)

@@ -2,8 +2,9 @@
 
 Each mix is made as it stands and with `--pure`, with importance and without. With importance, which is nearly always
 better, also with other embeddings than the mix takes by default (Q6_K, or Q8_0 where 256 does not divide the rows:
-half of a small model's file) and as MIXES, which name matrices one by one as `--tensor-type` does. What a choice will
-weigh is asked of llama.cpp's dry run, so that only files near a budget need be made.
+half of a small model's file; a head that is a matrix of its own is named beside it) and as MIXES, which name matrices
+one by one as `--tensor-type` does. What a choice will weigh is asked of llama.cpp's dry run, so that only files near a
+budget need be made.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ FILE_TYPES = {
 NEED_IMPORTANCE = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "Q2_K_S"})
 PURE = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K", "IQ4_NL"})
 PURE |= {"IQ4_XS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0"}
+# the best first
 EMBEDDINGS = ("q8_0", "q6_k", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "iq4_nl", "q4_0", "q3_k", "iq3_s", "q2_k")
 # more bits where they are known to matter (values, down projections), fewer elsewhere:
 # (file type, {part of a name: type})
@@ -117,31 +119,33 @@ def _choices(student: Student) -> Iterator[Candidate]:
     columns = student.shapes[EMBEDDING][1]
     blocks = {name: block for name, block, _ in GGML_TYPES.values()}
     fitting = [e for e in EMBEDDINGS if columns % blocks[e] == 0]
-    embeddings = [(e, None) for e in fitting if e != student.source_types.get(EMBEDDING)]
-    if HEAD in student.shapes:  # a head of its own matters more than the embedding: at least as many bits
-        heads = [h for h in fitting if h != student.source_types.get(HEAD)]
-        embeddings = [(e, h) for e, _ in embeddings for h in heads if fitting.index(h) <= fitting.index(e)]
+    embeddings, heads = (
+        [kind for kind in fitting if kind != student.source_types.get(table)] for table in (EMBEDDING, HEAD)
+    )
+    tables: list[tuple[str, str | None]] = [(e, None) for e in embeddings]
+    if HEAD in student.shapes:  # it matters more than the embedding: a type that is no worse
+        tables = [(e, h) for e in embeddings for h in heads if fitting.index(h) <= fitting.index(e)]
     for weighted in (False, True):
         for name in FILE_TYPES:
             if weighted or name not in NEED_IMPORTANCE:
                 yield _choice(name, weighted)
             if weighted:
-                yield from (_choice(name, weighted, rows=rows) for rows in embeddings)
+                yield from (_choice(name, weighted, tables=pair) for pair in tables)
         yield from (_choice(name, weighted, pure=True) for name in FILE_TYPES if name in PURE)
         for name, types in MIXES if weighted else ():
-            yield from (_choice(name, weighted, rows=rows, types=types) for rows in embeddings)
+            yield from (_choice(name, weighted, tables=pair, types=types) for pair in tables)
 
 
 def _choice(
     name: str,
     weighted: bool,
     *,
-    rows: tuple[str | None, str | None] = (None, None),
+    tables: tuple[str | None, str | None] = (None, None),
     pure: bool = False,
     types: dict[str, str] | None = None,
 ) -> Candidate:
-    """`rows`: types of embedding and of a head of its own, None as llama.cpp chooses."""
-    types, (embedding, head) = types or {}, rows
+    """`tables`: types of embedding and of a head of its own, None as llama.cpp chooses."""
+    types, (embedding, head) = types or {}, tables
     words = [name, *(["pure"] if pure else []), *(f"{part}={kind}" for part, kind in types.items())]
     words += ([f"embedding={embedding}"] if embedding else []) + ([f"head={head}"] if head else [])
     words += ["imatrix"] if weighted else []
@@ -168,7 +172,7 @@ def grid_the_rest(source: Path, out: Path, embedding: str, types: dict[str, str]
         ".": embedding
     }  # the first that matches holds
     settings = {
-        "type": "Q4_0", "weighted": False, "embedding": embedding, "head": embedding, "pure": True, "types": exact
+        "type": "Q4_0", "weighted": False, "embedding": embedding, "head": None, "pure": True, "types": exact
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         said = run_worker(_job(settings, source, out, options, None), Path(folder), options.timeout_s)

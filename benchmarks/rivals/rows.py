@@ -25,9 +25,9 @@ def chosen(
     plain: list[Candidate], budgets: Collection[float], reach: float, by_default: bool = True
 ) -> list[Candidate]:
     """Those worth making: whose weight is not known beforehand, which stand as the tool makes them by default (where
-    `by_default` says so; else none that uses its source's grid), or which weigh at most a budget and at least that less
-    `reach` bits. Of equal files (same
-    types, same importance) the first; of what is refused the plain form, for its sentence."""
+    `by_default` says so; else none that uses its source's grid), or which weigh at most a budget and at least that
+    less `reach` bits. Of equal files (same types, same importance) the first; of what is refused the plain form, for
+    its sentence."""
     kept: list[Candidate] = []
     seen: set[Any] = set()
     for candidate in plain:

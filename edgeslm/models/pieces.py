@@ -56,3 +56,13 @@ def shared_ends(left: Sequence[int], right: Sequence[int], shift: int = 0) -> li
     the places of `left`: bytes that only the right text begins with."""
     at = {place: index for index, place in enumerate(right)}
     return [at.get(place + shift, -1) for place in left]
+
+
+def whole_characters(raw: bytes) -> tuple[int, bytes]:
+    """(bytes of a torn UTF-8 character at the beginning, what follows without a torn one at the end)."""
+    begins = [i for i, byte in enumerate(raw) if byte & 0xC0 != 0x80]
+    if not begins:
+        return len(raw), b""
+    needed = next(count for count, least in ((4, 0xF0), (3, 0xE0), (2, 0xC0), (1, 0)) if raw[begins[-1]] >= least)
+    torn = len(raw) - begins[-1] < needed
+    return begins[0], raw[begins[0] : begins[-1] if torn else len(raw)]

@@ -68,8 +68,9 @@ def choose(
     and what kept ones are merged from among them.
 
     The rarest token that no other is merged from goes first, of equals the higher id; the text then spells it as the
-    two that it is merged from, which are seen so much oftener from then on. That goes on until `most` are left and no
-    such token is seen less than `min_count` times. Raises ModelError where bytes and special tokens alone are more.
+    two that it is merged from, which are seen so much oftener from then on (a character that no merge makes, of
+    sentencepiece's, as bytes, whose number is not weighed). That goes on until `most` are left and no such token is
+    seen less than `min_count` times. Raises ModelError where bytes and special tokens alone are more.
     """
     merges = Merges(tokenizer)
     kept, vocabulary = merges.indispensable(), merges.vocabulary

@@ -107,14 +107,21 @@ def vocabulary(context: Context, found: Any) -> None:
             "distill.on_policy nor teacher.format has; use renormalise"
         )
     if own:
-        from edgeslm.knowledge import LOSSES
-        from edgeslm.knowledge.base import Feature
+        found.problems += _not_certain(recipe)
 
-        if any(isinstance(LOSSES.get(term.loss), Feature) for term in recipe.distill.objective):
-            found.problems.append(
-                "student.vocabulary.removed: with own_tokens the teacher's layers are at other tokens than the "
-                "student's; leave losses on layers out, or use first_piece"
-            )
+
+def _not_certain(recipe: Any) -> list[str]:
+    """What cannot be learned of a teacher that reads other tokens than its student, or where it is sure of the text."""
+    from edgeslm.knowledge import LOSSES
+    from edgeslm.teachers.folded import CERTAIN
+
+    named = dict.fromkeys(term.loss for term in recipe.distill.objective if term.loss in LOSSES)
+    wrong = [name for name in named if getattr(LOSSES[name], "needs_teacher", True) and name not in CERTAIN]
+    return wrong and [
+        f"student.vocabulary.removed: with own_tokens the teacher is at other tokens than the student, and certain of "
+        f"the text between its own, which {', '.join(wrong)} cannot learn from; use {' or '.join(CERTAIN)}, or "
+        "first_piece"
+    ]
 
 
 def positions(context: Context, found: Any, shape: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 and what it gives to a token that the student lacks goes to the one that the student would begin to spell it with. Or it
 reads the text in its own tokens, as it learned to, and is heard where one of them ends. Inside, the text speaks for it:
 the student hears there what follows as often as it does follow, and where a token ends what the teacher gives to all
-that may come, so that both together weigh what begins alike as the teacher does.
+that may come, so that both together weigh what begins alike as the teacher does. That holds for losses whose gradient
+on a certain teacher is cross-entropy's: CERTAIN.
 
 Legend: N predictions, C of a chunk, V the teacher's tokens, K the student's.
 """
@@ -22,6 +23,7 @@ from edgeslm.teachers.base import Need, Output, Signals, Teacher, dense
 from edgeslm.teachers.foreign import ForeignTeacher
 from edgeslm.teachers.live import LiveTeacher
 
+CERTAIN = ("forward_kl", "soft_cross_entropy")
 ROWS = 32  # predictions of [V] float32 handled together: they stay in the cache
 SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -44,8 +46,8 @@ class Folded:
             p = torch.softmax(logits[at : at + step].float(), dim=-1)
             made[at : at + step].index_add_(1, self.into[: p.shape[1]], p[:, : len(self.into)])
         if self.heard is not None:
-            text = torch.nn.functional.one_hot(targets, len(self.kept))
-            made = torch.where(self.heard[part, None], made, text.to(made.dtype))
+            heard = self.heard[part, None]
+            made.mul_(heard).scatter_add_(1, targets[:, None], (~heard).float())
         return made.clamp_min_(SMALLEST).log_()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgeslm.data.batch import Batch
 from edgeslm.models.forward import head_weight, hidden_states
-from edgeslm.models.pieces import ends, pieces, shared_ends
+from edgeslm.models.pieces import ends, pieces, shared_ends, whole_characters
 from edgeslm.teachers.base import Dense, Need, Signals
 
 
@@ -43,17 +43,18 @@ class ForeignTeacher:
 
     def _row(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
         """(the row in the teacher's tokens, for each student's position the teacher's that ends at the same byte)."""
-        raw = b"".join(self.read[i] for i in ids)
+        # a row may begin or end inside a character: nothing is said there
+        torn, raw = whole_characters(b"".join(self.read[i] for i in ids))
         text = raw.decode("utf-8", errors="replace")
         own = self._own(text[1:] if self.spaced and text.startswith(" ") else text) or [0]
         spelled = b"".join(self.written[i] for i in own)
-        # SentencePiece writes a space before the text; a row cut inside a character does not come back as it was
+        # SentencePiece writes a space before the text
         shift = {raw: 0, b" " + raw: 1}.get(spelled)
         if raw.startswith(b" ") and spelled == raw[1:]:
             shift = -1
         if shift is None:
             return own, [-1] * len(ids)
-        return own, shared_ends(ends(ids, self.read), ends(own, self.written), shift)
+        return own, shared_ends(ends(ids, self.read), ends(own, self.written), shift - torn)
 
     def _own(self, text: str) -> list[int]:
         return list(self.own(text, add_special_tokens=False, verbose=False)["input_ids"])
