@@ -248,7 +248,11 @@ def recipe_comments() -> dict[Path, str]:
 
 
 def commented(path: Path, line: str) -> str:
-    return re.sub(r"^# Measured: .*$", lambda m: line, path.read_text(encoding="utf-8"), count=1, flags=re.M)
+    """Raises SystemExit for a recipe that has no line to say it in."""
+    said, count = re.subn(r"^# Measured: .*$", lambda m: line, path.read_text(encoding="utf-8"), count=1, flags=re.M)
+    if not count:
+        raise SystemExit(f"{path.name} was measured and does not say so; add a line '# Measured: ' to its comment")
+    return said
 
 
 def main() -> None:
