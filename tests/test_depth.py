@@ -144,6 +144,7 @@ def test_pruning_goes_on_from_an_earlier_student(tmp_path: Path) -> None:
     facts = json.loads((stages(root)["student"] / "importance.json").read_text())
     assert [row["choice"] for row in facts["choices"]] == ["chosen", "even", "first"]
     assert facts["choices"][0]["loss"] == facts["loss_after"] and facts["choices"][2]["kept"] == [0, 1, 2]
+    assert all(row["kl"] > 0 for row in facts["choices"])  # each beside the whole teacher
     shown = [getattr(block, "title", "") for block in making(read(root)).blocks]
     assert "Loss before any training, by choice of layers" in shown
     then = ("student={kind: width, layers: 2, ffn: 64, origin: 'run:first', choose: loss, importance_tokens: 128}",)
