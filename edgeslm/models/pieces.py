@@ -9,6 +9,7 @@ from typing import Any
 from edgeslm.errors import ModelError
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+CONTINUES = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -60,9 +61,8 @@ def shared_ends(left: Sequence[int], right: Sequence[int], shift: int = 0) -> li
 
 def whole_characters(raw: bytes) -> tuple[int, bytes]:
     """(bytes of a torn UTF-8 character at the beginning, what follows without a torn one at the end)."""
-    begins = [i for i, byte in enumerate(raw) if byte & 0xC0 != 0x80]
-    if not begins:
-        return len(raw), b""
-    needed = next(count for count, least in ((4, 0xF0), (3, 0xE0), (2, 0xC0), (1, 0)) if raw[begins[-1]] >= least)
-    torn = len(raw) - begins[-1] < needed
-    return begins[0], raw[begins[0] : begins[-1] if torn else len(raw)]
+    first, last = len(raw) - len(raw.lstrip(CONTINUES)), len(raw.rstrip(CONTINUES)) - 1  # where characters begin
+    if last < first:
+        return first, b""
+    needed = next(count for count, least in ((4, 0xF0), (3, 0xE0), (2, 0xC0), (1, 0)) if raw[last] >= least)
+    return first, raw[first : last if len(raw) - last < needed else len(raw)]
