@@ -81,13 +81,15 @@ class Recipe(Part):
             raise ValueError(
                 "quantize.start: learned scales need weights on the grid from the first step; use start: 0"
             )
-        if self.quantize.rounding == "feedback" and self.quantize.start:
-            raise ValueError("quantize.start: feedback rounding is made before the first step; use start: 0")
+        if self.quantize.feeds_back and self.quantize.start:
+            raise ValueError(
+                f"quantize.start: {self.quantize.rounding} rounding is made before the first step; use start: 0"
+            )
         part = self.quantize
-        unread = part.rounding == "feedback" and part.target is None and not part.fits_again
+        unread = part.feeds_back and part.target is None and not part.fits_again
         if unread and part.importance is not None and part.importance.file is not None:
             raise ValueError(
-                "quantize.importance.file: nothing would read it, feedback rounding measures inputs whole; "
+                f"quantize.importance.file: nothing would read it, {part.rounding} rounding measures inputs whole; "
                 "give importance: {tokens: ...} or use rounding: nearest"
             )
         return self

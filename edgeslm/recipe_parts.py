@@ -182,15 +182,16 @@ class QuantizePart(Part):
     """`plan` names formats: first matching rule wins; norms and biases stay float32. `target` names a size instead; the
     two exclude each other, and without either everything is q4_0. `start`: share of the steps trained in float first.
     `importance`: null fits scales to the plain squared error. `rounding`: how the first codes are found; `feedback`
-    lets later columns make up for the errors of earlier ones (GPTQ, arXiv:2210.17323). `activations`: round inputs in
-    training as that runtime does."""
+    lets later columns make up for the errors of earlier ones (GPTQ, arXiv:2210.17323); `fisher` does so too, and counts
+    errors by what the loss feels of them, token by token and output by output (YAQA, arXiv:2505.22988). `activations`:
+    round inputs in training as that runtime does."""
 
     plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] | None = None
     target: TargetPart | None = None
     start: Fraction = 0.0
     scales: ScalesPart = FixedScales()
     importance: ImportancePart | None = None
-    rounding: Literal["nearest", "feedback"] = "nearest"
+    rounding: Literal["nearest", "feedback", "fisher"] = "nearest"
     activations: Literal["llama.cpp", "onnxruntime"] | None = None
 
     @model_validator(mode="before")
@@ -202,6 +203,11 @@ class QuantizePart(Part):
         if plan is not None and target is not None:
             raise ValueError("plan and target exclude each other; set one of them to null")
         return {**given, "plan": [{"pattern": "*", "format": "q4_0"}]} if plan is None and target is None else given
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether the first codes and scales come from error feedback, which measures inputs itself."""
+        return self.rounding != "nearest"
 
     @property
     def fits_again(self) -> bool:

@@ -15,8 +15,8 @@ import edgeslm
 from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.quantize import descent
+from edgeslm.quantize.curvature import curvature
 from edgeslm.quantize.feedback import (
-    curvature,
     layer_error,
     round_model,
     round_plainly,

@@ -48,6 +48,7 @@ def plain(folder, tmp_path_factory) -> Frozen:
         "quantize.scales={kind: learned, lr: 0.01}",
         "quantize.importance={tokens: 128}",
         "quantize.rounding=feedback",
+        "quantize.rounding=fisher",
         "quantize.activations=llama.cpp",
         "teacher.format=q4_0",
     ],
@@ -61,7 +62,7 @@ def test_every_option_changes_what_is_trained_and_twice_gives_the_same(folder, t
 def test_a_student_starts_nearer_with_feedback_than_without(folder, tmp_path):
     """Before any training, on the rows whose inputs decided the rounding."""
     kl = {}
-    for rounding in ("nearest", "feedback"):
+    for rounding in ("nearest", "feedback", "fisher"):
         frozen = distilled(folder, tmp_path / rounding, FIXED, f"quantize.rounding={rounding}", "distill.train.steps=0")
         loaded = load(resolve(str(folder / "teacher"), folder), torch.float32).model
         exact = {n: p.detach().clone() for n, p in loaded.named_parameters()}
@@ -74,7 +75,8 @@ def test_a_student_starts_nearer_with_feedback_than_without(folder, tmp_path):
             for name, parameter in loaded.named_parameters():
                 parameter.copy_(exact[name])
         kl[rounding] = float((wanted.exp() * (wanted - found)).sum(-1).mean())
-    assert 0 < kl["feedback"] < kl["nearest"]
+    print(kl)
+    assert 0 < kl["feedback"] < kl["nearest"] and 0 < kl["fisher"] < kl["nearest"]
 
 
 def test_a_run_that_was_killed_goes_on_with_learned_scales(folder, tmp_path):
@@ -131,6 +133,7 @@ def test_a_recipe_can_take_what_another_run_shipped_as_its_teacher(folder, tmp_p
     [
         (["quantize.scales={kind: learned}", "quantize.start=0.5"], "learned scales"),
         (["quantize.rounding=feedback", "quantize.start=0.5"], "feedback"),
+        (["quantize.rounding=fisher", "quantize.start=0.5"], "fisher rounding is made before"),
         (["quantize.importance={file: none.gguf}"], "none.gguf"),
         (["quantize.importance={file: none.gguf}", "quantize.rounding=feedback", FIXED], "nothing would read it"),
         (["teacher.format=q4_k"], "q4_k"),

@@ -86,7 +86,7 @@ def test_hooks_are_gone_even_after_a_failure(model):
 
 
 def test_groups_of_moments_keep_within_memory():
-    groups = moment_groups({"a": 10, "b": 10, "c": 30, "d": 5, "e": 5}, memory_bytes=1000)
+    groups = moment_groups({"a": 400, "b": 400, "c": 3600, "d": 100, "e": 100}, memory_bytes=1000)
     assert groups == [["a", "b"], ["c"], ["d", "e"]]
 
 

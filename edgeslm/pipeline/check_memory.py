@@ -46,10 +46,10 @@ def problems(context: Context) -> list[str]:
             f"distill.train.offload: is for a CUDA card; on '{device}' masters, moments and gradients are in main "
             "memory already, set it to false"
         )
-    if recipe.quantize.rounding == "feedback":
+    if recipe.quantize.feeds_back:
         found.append(
-            "distill.train.offload: feedback rounding works on the card's memory, where masters then are not; use "
-            "rounding: nearest"
+            f"distill.train.offload: {recipe.quantize.rounding} rounding works on the card's memory, where masters "
+            "then are not; use rounding: nearest"
         )
     return found
 

@@ -8,17 +8,19 @@ from edgeslm.artifact import file_sha256
 from edgeslm.errors import ModelError, RecipeError
 from edgeslm.pipeline.stage import Context
 
-MOMENT_BYTES = 2 << 30  # second moments held at a time by feedback rounding
+MOMENT_BYTES = 2 << 30  # of second moments held at a time by rounding with feedback, at least
+MOMENT_SHARE = 0.25  # of all memory: each group of them is one more pass over the text
+LOSS_DAMPENING = 0.03  # best of 0.01 .. 0.3 where tokens are weighed, which leaves out the outliers
 
 
 def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, resumed: bool) -> None:
     """`rows`: the training rows. A training that goes on takes values and scales from its checkpoint, and feedback
     finds its own scales; importance is then only needed where scales will be fitted again."""
     part = context.recipe.quantize
-    fitted = not resumed and part.rounding != "feedback"
+    fitted = not resumed and not part.feeds_back
     if part.importance is not None and (fitted or part.fits_again):
         _weigh(context, student, masters, rows)
-    if part.rounding == "feedback" and not resumed:
+    if part.feeds_back and not resumed:
         _round_with_feedback(context, student, masters, rows)
 
 
@@ -82,21 +84,50 @@ def _from_file(context: Context, student: Any) -> dict[str, Any]:
 
 
 def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any) -> None:
-    """Scales and codes of GPTQ."""
+    """Scales and codes of GPTQ, or of its counterpart in the measure of the loss."""
     from edgeslm.quantize.feedback import round_model
-    from edgeslm.quantize.importance import input_statistics, moment_groups
+    from edgeslm.quantize.importance import moment_groups
 
+    by_loss = context.recipe.quantize.rounding == "fisher"
     on_grid = {m.name: m for m in masters.items if m.on_grid and m.value.dim() == 2}
     ids = _rows(context, rows)
-    groups = moment_groups({name: m.value.shape[1] for name, m in on_grid.items()}, MOMENT_BYTES)
-    with context.progress.task("feedback rounding", len(on_grid), "tensors") as bar:
-        for group in groups:
-            moments = input_statistics(student, ids, moments=group).moments
-            weights = {name: on_grid[name].value.data for name in group}
-            formats = {name: on_grid[name].format.name for name in group}
-            for name, rounded in round_model(weights, moments, formats).items():
+    sizes = _moment_sizes(student, on_grid, by_loss)
+    for group in moment_groups(sizes, _moment_bytes(context)):
+        moments = _moments(context, student, ids, group, by_loss)
+        weights = {name: on_grid[name].value.data for name in group}
+        formats = {name: on_grid[name].format.name for name in group}
+        with context.progress.task("rounding with feedback", len(group), "tensors") as bar:
+            tell = _advance(bar)
+            for name, rounded in round_model(weights, **moments, assigned=formats, on_progress=tell).items():
                 on_grid[name].adopt(rounded.weight, rounded.codes, rounded.scales)
-                bar.advance(1)
+
+
+def _advance(bar: Any) -> Any:
+    return lambda name: bar.advance(1)
+
+
+def _moment_sizes(student: Any, on_grid: Any, by_loss: bool) -> dict[str, int]:
+    from edgeslm.quantize.loss_moments import moment_sizes
+
+    return moment_sizes(student, on_grid) if by_loss else {n: 4 * m.value.shape[1] ** 2 for n, m in on_grid.items()}
+
+
+def _moment_bytes(context: Context) -> int:
+    from edgeslm import compute
+
+    return max(MOMENT_BYTES, int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0)))
+
+
+def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool) -> dict[str, Any]:
+    """What `round_model` rounds by."""
+    from edgeslm.quantize.importance import input_statistics
+    from edgeslm.quantize.loss_moments import loss_moments
+
+    with context.progress.task("what layers see of the text", ids.numel(), "tokens") as bar:
+        if not by_loss:
+            return {"moments": input_statistics(student, ids, moments=names, on_progress=bar.reach).moments}
+        found = loss_moments(student, ids, names, seed=context.recipe.seed, on_progress=bar.reach)
+    return {"moments": found.inputs, "outputs": found.outputs, "dampening": LOSS_DAMPENING}
 
 
 def on_teachers_grid(context: Context, dtype: Any) -> Any:

@@ -10,6 +10,10 @@ The scales of a block are searched when its first column is reached, on the weig
 error of column j weighed by 1 / U_jj^2: that is its loss once the later columns have done what they can. Blocks stay
 whole, so columns keep their order. Rows do not touch each other; a row that plain rounding serves better keeps it.
 Sweeps of coordinate descent (descent.py) follow. Codebook formats take several columns at a time (vectors.py).
+
+Where the curvature of the outputs is known too (loss_moments.py), what counts is tr(H_O (W - Q) H (W - Q)^T), and rows
+learn of each other as columns do: with H_O^-1 = V^T V, once rows B are rounded with the error E_B, the rows r that are
+left become W_r += -V_Br^T V_BB^-T E_B, which costs the least whatever H is (Tseng et al., YAQA, arXiv:2505.22988).
 Shape letters: O rows (outputs), K columns (inputs), r rows at a time, g groups in a block, c columns at a time.
 """
 
@@ -21,25 +25,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeslm.errors import FormatError
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.quantize import descent
+from edgeslm.quantize.curvature import DAMPENING, Curvature, curvature
 from edgeslm.quantize.ladder import Ladder, ladder
 from edgeslm.quantize.plan import FLOATS
 from edgeslm.quantize.vectors import Vectors, round_columns, vectors
 
 SLICE_WEIGHTS = 1 << 20  # rows are taken so many weights at a time: they stay in the cache
-DAMPENING = 0.1  # best on held-out text of 0.01 .. 0.3, for 8,192 tokens of SmolLM2-135M
 SWEEPS = 2
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """`hessian` [K, K], dampened, and `root` U [K, K] with H^-1 = U^T U; float32. Shared by weights of one input."""
-
-    hessian: Tensor
-    root: Tensor
+DAMPENING_ACROSS = 0.1
+ROWS = 128  # at a time, where rows learn of each other: 64 are no better and take longer
+PARTS = 4  # into so many at most on a GPU, which waits for every launch
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,6 @@ class Rounded:
     weight: Tensor
     codes: Tensor
     scales: Scales
-
-
-def curvature(moment: Tensor, dampening: float = DAMPENING) -> Curvature:
-    """`dampening`: share of the mean diagonal added to the diagonal, which also bears channels that are always 0.
-
-    Raises FormatError for a moment that is not finite or all zero.
-    """
-    hessian = moment.double()
-    mean = hessian.diagonal().mean()
-    if not torch.isfinite(hessian).all() or mean <= 0:
-        raise FormatError("second moment of a layer's inputs: is not finite or all zero; gather it on real text")
-    hessian = hessian + torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device) * (dampening * mean)
-    # H = R R^T with R upper triangular is the Cholesky factor of H in reverse order, and U = R^-1
-    reverse = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
-    eye = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
-    root = torch.linalg.solve_triangular(reverse, eye, upper=True)
-    return Curvature(hessian.float(), root.float())
 
 
 def layer_error(weight: Tensor, rounded: Tensor, moment: Tensor) -> float:
@@ -89,15 +70,27 @@ def round_plainly(weight: Tensor, form: BlockFormat, importance: Tensor | None =
 
 @torch.no_grad()
 def round_with_feedback(
-    weight: Tensor, curve: Curvature, form: BlockFormat, *, sweeps: int = SWEEPS, name: str = "tensor"
+    weight: Tensor,
+    curve: Curvature,
+    form: BlockFormat,
+    *,
+    across: Curvature | None = None,
+    sweeps: int = SWEEPS,
+    name: str = "tensor",
 ) -> Rounded:
-    """weight [O, K] -> its rounding. `sweeps` rounds of coordinate descent over codes and scales follow the feedback.
+    """weight [O, K] -> its rounding. `curve` is that of its inputs, `across` that of its outputs where it is known.
+    `sweeps` rounds of coordinate descent over codes and scales follow the feedback.
 
     Raises FormatError when a block does not divide the rows, a weight is not finite or the format cannot be trained.
     """
     form.to_blocks(weight, name)
-    step = max(1, SLICE_WEIGHTS // weight.shape[1]) if weight.device.type == "cpu" else weight.shape[0]
-    parts = [_round_rows(part.float(), curve, form, sweeps) for part in weight.detach().split(step)]
+    left, cpu = weight.detach().float(), weight.device.type == "cpu"
+    if across is None:
+        step = max(1, SLICE_WEIGHTS // weight.shape[1]) if cpu else weight.shape[0]
+        parts = [_round_rows(part, curve, form, sweeps) for part in left.split(step)]
+    else:
+        step = ROWS if cpu else max(ROWS, -(-weight.shape[0] // PARTS))
+        parts = _down_the_rows(left.clone(), curve, across.root, form, sweeps, step)
     codes = torch.cat([codes for codes, _ in parts])
     scales = {key: torch.cat([scales[key] for _, scales in parts]) for key in parts[0][1]}
     return Rounded(form.decode(codes, scales).reshape(weight.shape), codes, scales)
@@ -108,11 +101,13 @@ def round_model(
     moments: Mapping[str, Tensor],
     assigned: Mapping[str, str],
     *,
+    outputs: Mapping[str, Tensor] | None = None,
     dampening: float = DAMPENING,
     sweeps: int = SWEEPS,
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Rounded]:
-    """Every weight that has a second moment and a low-bit format, by name; the others are left out."""
+    """Every weight that has a second moment and a low-bit format, by name; the others are left out. `outputs`: second
+    moments [O, O] of the gradients of outputs, of the weights that have one."""
     found: dict[str, Rounded] = {}
     last: tuple[Tensor, Curvature] | None = None
     for name, weight in weights.items():
@@ -120,10 +115,28 @@ def round_model(
             continue
         if last is None or last[0] is not moments[name]:
             last = (moments[name], curvature(moments[name], dampening))
-        found[name] = round_with_feedback(weight, last[1], FORMATS[assigned[name]], sweeps=sweeps, name=name)
+        across = curvature(outputs[name], DAMPENING_ACROSS) if outputs and name in outputs else None
+        found[name] = round_with_feedback(
+            weight, last[1], FORMATS[assigned[name]], across=across, sweeps=sweeps, name=name
+        )
         if on_progress:
             on_progress(name)
     return found
+
+
+def _down_the_rows(
+    left: Tensor, curve: Curvature, root: Tensor, form: BlockFormat, sweeps: int, step: int
+) -> list[tuple[Tensor, Scales]]:
+    """`left` [O, K] is what is still to be rounded; `step` rows at a time, `root` V [O, O] of the outputs."""
+    parts = []
+    for at in range(0, left.shape[0], step):
+        till = min(left.shape[0], at + step)
+        codes, scales = _round_rows(left[at:till], curve, form, sweeps)
+        lost = left[at:till] - form.decode(codes, scales).reshape(till - at, -1)
+        passed = torch.linalg.solve_triangular(root[at:till, at:till], root[at:till, till:], upper=True)
+        left[till:].addmm_(passed.T, lost, alpha=-1)
+        parts.append((codes, scales))
+    return parts
 
 
 def _rungs(form: BlockFormat, device: torch.device) -> Ladder | Vectors:

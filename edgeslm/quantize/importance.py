@@ -69,16 +69,15 @@ def input_statistics(
     return taken.result(ids.numel())
 
 
-def moment_groups(inputs: Mapping[str, int], memory_bytes: int) -> list[list[str]]:
-    """{weight name: K} in the order of the forward pass -> groups whose second moments fit in `memory_bytes`.
+def moment_groups(sizes: Mapping[str, int], memory_bytes: int) -> list[list[str]]:
+    """{weight name: bytes of its moments} in the order of the forward pass -> groups that fit in `memory_bytes`.
 
-    One pass of `input_statistics` per group bounds memory. Counts every weight alone, so shared inputs leave room.
+    One pass over the text per group bounds memory. Counts every weight alone, so shared inputs leave room.
     A weight that does not fit by itself is a group of its own.
     """
     groups: list[list[str]] = []
     used = 0
-    for name, channels in inputs.items():
-        need = 4 * channels * channels
+    for name, need in sizes.items():
         if not groups or used + need > memory_bytes:
             groups.append([])
             used = 0

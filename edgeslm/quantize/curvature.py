@@ -1,0 +1,37 @@
+"""A second moment as rounding with feedback needs it: dampened, and the triangular root of its inverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeslm.errors import FormatError
+
+DAMPENING = 0.1  # best on held-out text of 0.01 .. 0.3, for 8,192 tokens of SmolLM2-135M
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """`hessian` [K, K], dampened, and `root` U [K, K] with H^-1 = U^T U; float32. Shared by weights of one input."""
+
+    hessian: Tensor
+    root: Tensor
+
+
+def curvature(moment: Tensor, dampening: float = DAMPENING) -> Curvature:
+    """`dampening`: share of the mean diagonal added to the diagonal, which also bears channels that are always 0.
+
+    Raises FormatError for a moment that is not finite or all zero.
+    """
+    hessian = moment.double()
+    mean = hessian.diagonal().mean()
+    if not torch.isfinite(hessian).all() or mean <= 0:
+        raise FormatError("second moment of a layer's inputs: is not finite or all zero; gather it on real text")
+    hessian = hessian + torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device) * (dampening * mean)
+    # H = R R^T with R upper triangular is the Cholesky factor of H in reverse order, and U = R^-1
+    reverse = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
+    eye = torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device)
+    root = torch.linalg.solve_triangular(reverse, eye, upper=True)
+    return Curvature(hessian.float(), root.float())

@@ -1,0 +1,132 @@
+"""What the loss feels: moments against gradients made token by token, and rows that learn of each other."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from edgeslm.formats import FORMATS
+from edgeslm.quantize import feedback
+from edgeslm.quantize.curvature import curvature
+from edgeslm.quantize.feedback import layer_error, round_model, round_with_feedback
+from edgeslm.quantize.loss_moments import loss_moments, moment_sizes
+
+DOWN, HEAD = "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.llama(layers=2)
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.randint(0, 288, (5, 12), generator=torch.Generator().manual_seed(3))
+
+
+def matrices(model) -> list[str]:
+    return [n for n, p in model.named_parameters() if p.dim() == 2]
+
+
+def test_moments_are_those_of_gradients_made_one_by_one(model, ids, monkeypatch):
+    """The labels that were drawn, in the order of the text; each layer's output by itself, by another path."""
+    drawn: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: drawn.append(multinomial(*a, **k)) or drawn[-1])
+    found = loss_moments(model, ids, [Q, DOWN, HEAD], rows=2)
+    labels = torch.cat(drawn).view_as(ids)
+    for name, module in ((Q, model.model.layers[1].self_attn.q_proj), (DOWN, model.model.layers[0].mlp.down_proj)):
+        x, g = [], []
+        for row, label in zip(ids, labels, strict=True):
+            kept = []
+            hook = module.register_forward_hook(lambda m, a, out, kept=kept: kept.extend((a[0], out)))
+            loss = torch.nn.functional.cross_entropy(model(input_ids=row[None]).logits[0], label, reduction="sum")
+            hook.remove()
+            x.append(kept[0][0].detach())
+            g.append(torch.autograd.grad(loss, kept[1])[0][0])
+        xs, gs = torch.cat(x), torch.cat(g)
+        weigh = gs.square().sum(1)
+        inputs = (xs * weigh[:, None]).T @ xs / weigh.sum()
+        assert torch.allclose(found.inputs[name], inputs, rtol=1e-3, atol=1e-5 * float(inputs.max()))
+        outputs = gs.T @ gs / len(gs)
+        assert torch.allclose(found.outputs[name], outputs, rtol=1e-3, atol=1e-5 * float(outputs.max()))
+    assert HEAD in found.inputs and HEAD not in found.outputs
+
+
+def test_the_heads_tokens_count_by_how_open_they_are(model, ids):
+    with torch.no_grad():
+        x = model.model(input_ids=ids).last_hidden_state.reshape(-1, 64)
+        weigh = 1 - torch.softmax(model.lm_head(x), -1).square().sum(1)
+    wanted = (x * weigh[:, None]).T @ x / weigh.sum()
+    assert torch.allclose(loss_moments(model, ids, [HEAD]).inputs[HEAD], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_some_names_each_give_what_all_at_once_would(model, ids):
+    whole = loss_moments(model, ids, matrices(model), seed=7)
+    for names in ([Q], [DOWN, HEAD]):
+        part = loss_moments(model, ids, names, seed=7)
+        assert set(part.inputs) == set(names)
+        for name in names:
+            assert torch.equal(part.inputs[name], whole.inputs[name])
+            assert name == HEAD or torch.equal(part.outputs[name], whole.outputs[name])
+    assert not torch.equal(loss_moments(model, ids, [Q], seed=8).outputs[Q], whole.outputs[Q])
+
+
+def test_nothing_is_left_behind_and_an_untied_embedding_has_no_moment(ids):
+    model = tiny.llama(layers=2, tied=False)
+    found = loss_moments(model, ids, matrices(model))
+    assert HEAD not in found.inputs and "lm_head.weight" in found.inputs
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    sizes = moment_sizes(model, matrices(model))
+    assert sizes[DOWN] == 4 * (96**2 + 64**2) and sizes[HEAD] == sizes["lm_head.weight"] == 4 * 64**2
+
+
+def spread(channels: int, seed: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(channels, channels, generator=g) @ torch.diag(torch.logspace(0, -1.5, channels))
+    return mix @ mix.T / channels
+
+
+def both(w: torch.Tensor, q: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor) -> float:
+    """tr(H_O (W - Q) H_I (W - Q)^T)"""
+    lost = w - q
+    return float(((outputs @ lost @ inputs) * lost).sum(dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q5_1", "q3_k", "iq3_s"])
+def test_rows_that_learn_of_each_other_lose_less_together(name, monkeypatch):
+    monkeypatch.setattr(feedback, "ROWS", 16)
+    form, columns = FORMATS[name], 256
+    g = torch.Generator().manual_seed(1)
+    w, inputs, outputs = torch.randn(64, columns, generator=g) * 0.05, spread(columns, 2), spread(64, 3)
+    curve = curvature(inputs, 0.03)
+    alone = round_with_feedback(w, curve, form)
+    found = round_with_feedback(w, curve, form, across=curvature(outputs, 0.01))
+    less = both(w, found.weight, inputs, outputs) / both(w, alone.weight, inputs, outputs)
+    print(f"{name}: {less:.3f} of what rows by themselves lose")
+    assert less < 0.85
+    assert layer_error(w, alone.weight, inputs) < layer_error(w, found.weight, inputs)  # each row by itself pays for it
+    assert torch.equal(found.weight, form.decode(found.codes, found.scales).reshape(w.shape))
+
+
+def test_outputs_that_do_not_hear_of_each_other_leave_rows_alone():
+    g = torch.Generator().manual_seed(1)
+    w, curve = torch.randn(200, 64, generator=g) * 0.05, curvature(spread(64, 2))
+    apart = curvature(torch.diag(torch.rand(200, generator=g) + 0.1), 0.0)
+    plain = round_with_feedback(w, curve, FORMATS["q4_0"])
+    assert (round_with_feedback(w, curve, FORMATS["q4_0"], across=apart).weight == plain.weight).float().mean() > 0.999
+
+
+def test_a_model_is_rounded_by_both_moments(model, ids, monkeypatch):
+    monkeypatch.setattr(feedback, "ROWS", 16)
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+    assigned = {n: "q4_0" if p.dim() == 2 else "f32" for n, p in parameters.items()}
+    found = loss_moments(model, ids, matrices(model))
+    with_rows = round_model(parameters, found.inputs, assigned, outputs=found.outputs)
+    without = round_model(parameters, found.inputs, assigned)
+    assert set(with_rows) == set(without) == set(matrices(model))
+    assert torch.equal(with_rows[HEAD].weight, without[HEAD].weight)
+    assert not torch.equal(with_rows[Q].weight, without[Q].weight)
