@@ -24,9 +24,14 @@ ARMS: dict[str, list[str]] = {
     "learned scales": ["quantize.scales={kind: learned}"],
     "scales fitted again every 16 steps": ["quantize.scales={kind: refit, every: 16}"],
     "nearest rounding": ["quantize.rounding=nearest"],
+    "feedback by inputs alone": ["quantize.rounding=feedback"],
+    "feedback by the loss": ["quantize.rounding=fisher"],
     "no importance": ["quantize.importance=null", "quantize.rounding=nearest"],
     "the teacher on the grid too": ["teacher.format=q4_0"],
     "not trained": ["distill.train.steps=0"],
+    "nearest rounding, not trained": ["quantize.rounding=nearest", "distill.train.steps=0"],
+    "feedback by inputs alone, not trained": ["quantize.rounding=feedback", "distill.train.steps=0"],
+    "feedback by the loss, not trained": ["quantize.rounding=fisher", "distill.train.steps=0"],
 }
 Row = dict[str, Any]
 
