@@ -95,6 +95,25 @@ def test_a_kind_that_hurts_more_than_predicted_gets_more_bits():
     assert planned.predicted == pytest.approx(measure(planned.formats))
 
 
+def test_a_kind_that_feedback_serves_better_gets_fewer_bits_and_costs_stay_those_of_nearest_rounding():
+    names = {f"model.layers.{i}.{kind}.weight": kind for i in range(4) for kind in ("up_proj", "q_proj")}
+    shapes = dict.fromkeys(names, (32, 64))
+    costs = {n: {f: 4.0 ** -FORMATS[f].bits for f in ("q4_0", "q5_0", "q8_0")} for n in names}
+    left = {n: 0.1 if kind == "q_proj" else 0.9 for n, kind in names.items()}
+
+    def measure(formats):
+        return sum(costs[n][f] for n, f in formats.items())
+
+    low, high = planner.limits({n: list(row) for n, row in costs.items()}, shapes)
+    planned = planner.plan(costs, shapes, (low + high) // 2, measure, left)
+    bits = {k: sum(FORMATS[f].bits for n, f in planned.formats.items() if names[n] == k) for k in names.values()}
+    assert bits["q_proj"] < bits["up_proj"]
+    assert planned.predicted == pytest.approx(measure(planned.formats))
+    assert planned.fed == pytest.approx(sum(left[n] * costs[n][f] for n, f in planned.formats.items()))
+    plain = planner.plan(costs, shapes, (low + high) // 2, measure)
+    assert plain.fed is None and plain.predicted < planned.predicted and plain.frontier == planned.frontier
+
+
 def test_options_leave_out_what_does_not_fit_or_is_the_teachers_own():
     shapes = {"a.weight": (4, 64), "b.weight": (4, 256), "n": (64,)}
     found = planner.options(shapes, None, refused=["q5_0"], own={"a.weight": "q4_1"})

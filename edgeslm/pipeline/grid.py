@@ -10,7 +10,6 @@ from edgeslm.pipeline.stage import Context
 
 MOMENT_BYTES = 2 << 30  # of second moments held at a time by rounding with feedback, at least
 MOMENT_SHARE = 0.25  # of all memory: each group of them is one more pass over the text
-LOSS_DAMPENING = 0.03  # best of 0.01 .. 0.3 where tokens are weighed, which leaves out the outliers
 
 
 def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, resumed: bool) -> None:
@@ -92,7 +91,7 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
     on_grid = {m.name: m for m in masters.items if m.on_grid and m.value.dim() == 2}
     ids = _rows(context, rows)
     sizes = _moment_sizes(student, on_grid, by_loss)
-    for group in moment_groups(sizes, _moment_bytes(context)):
+    for group in moment_groups(sizes, moment_bytes(context)):
         moments = _moments(context, student, ids, group, by_loss)
         weights = {name: on_grid[name].value.data for name in group}
         formats = {name: on_grid[name].format.name for name in group}
@@ -112,7 +111,7 @@ def _moment_sizes(student: Any, on_grid: Any, by_loss: bool) -> dict[str, int]:
     return moment_sizes(student, on_grid) if by_loss else {n: 4 * m.value.shape[1] ** 2 for n, m in on_grid.items()}
 
 
-def _moment_bytes(context: Context) -> int:
+def moment_bytes(context: Context) -> int:
     from edgeslm import compute
 
     return max(MOMENT_BYTES, int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0)))
@@ -120,6 +119,7 @@ def _moment_bytes(context: Context) -> int:
 
 def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool) -> dict[str, Any]:
     """What `round_model` rounds by."""
+    from edgeslm.quantize.curvature import LOSS_DAMPENING
     from edgeslm.quantize.importance import input_statistics
     from edgeslm.quantize.loss_moments import loss_moments
 
@@ -128,6 +128,23 @@ def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss
             return {"moments": input_statistics(student, ids, moments=names, on_progress=bar.reach).moments}
         found = loss_moments(student, ids, names, seed=context.recipe.seed, on_progress=bar.reach)
     return {"moments": found.inputs, "outputs": found.outputs, "dampening": LOSS_DAMPENING}
+
+
+def left_by_feedback(context: Context, student: Any, ids: Any, names: Any) -> dict[str, float]:
+    """{matrix: share of its rounding's loss that feedback leaves, as far as inputs and outputs tell}, for a plan."""
+    from edgeslm.quantize.curvature import DAMPENING_ACROSS, LOSS_DAMPENING, curvature, left_over
+    from edgeslm.quantize.feedback import ROWS
+    from edgeslm.quantize.importance import moment_groups
+    from edgeslm.quantize.loss_moments import moment_sizes
+
+    left = dict.fromkeys(names, 1.0)
+    for group in moment_groups(moment_sizes(student, names), moment_bytes(context)):
+        moments = _moments(context, student, ids, group, by_loss=True)
+        for name, moment in moments["moments"].items():
+            left[name] *= left_over(curvature(moment, LOSS_DAMPENING))
+        for name, moment in moments["outputs"].items():
+            left[name] *= left_over(curvature(moment, DAMPENING_ACROSS), ROWS)
+    return left
 
 
 def on_teachers_grid(context: Context, dtype: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from edgeslm import units
 from edgeslm.errors import FormatError, RecipeError
 from edgeslm.pipeline.distill import chosen_student, shapes_of
-from edgeslm.pipeline.grid import channel_weights, grid_slice
+from edgeslm.pipeline.grid import channel_weights, grid_slice, left_by_feedback
 from edgeslm.pipeline.prepare import student_model
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 
@@ -23,6 +23,7 @@ def _slice(context: Context) -> Any:
     asked = [part and part.model_dump(mode="json") for part in (recipe.quantize.target, recipe.quantize.importance)]
     return (
         asked,
+        recipe.quantize.rounding == "fisher",
         _names(context),
         _refused(context),
         grid_slice(context),
@@ -127,6 +128,7 @@ def _plan(context: Context, folder: Path) -> None:
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every)
     costs = _costs(context, dict(student.named_parameters()), choices, ids, importance)
+    left = left_by_feedback(context, student, ids, choices) if context.recipe.quantize.rounding == "fisher" else None
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1
@@ -136,15 +138,16 @@ def _plan(context: Context, folder: Path) -> None:
             bar.advance(1)
             return reference.kl(formats, slice(0, measured))
 
-        planned = planner.plan(costs, shapes, allowed, measure)
+        planned = planner.plan(costs, shapes, allowed, measure, left)
     found = reference.kl(planned.formats, slice(measured, None))
     tokens = {"sensitivity": ids.numel(), "kinds": ids[:measured].numel(), "measured_kl": other[:measured].numel()}
     document = planner.to_json(planned, shapes, allowed)
     own = Counter(f for name, formats in choices.items() for f in formats if f not in costs[name])
     write_json(folder / "plan.json", {**document, "measured_kl": found, "tokens": tokens, "own_grids": own})
+    told = "" if planned.fed is None else f", with nearest rounding; with feedback {planned.fed:.3f} are"
     context.progress.say(
         f"  plan: {units.byte_count(document['bytes'])}, {document['bits']:.2f} bits a weight; before training its KL "
-        f"to the float student is {found:.3f} nats a token, {planned.predicted:.3f} were predicted"
+        f"to the float student is {found:.3f} nats a token, {planned.predicted:.3f} were predicted{told}"
     )
 
 

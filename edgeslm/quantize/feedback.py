@@ -28,14 +28,13 @@ from torch import Tensor
 from edgeslm.formats import FORMATS
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.quantize import descent
-from edgeslm.quantize.curvature import DAMPENING, Curvature, curvature
+from edgeslm.quantize.curvature import DAMPENING, DAMPENING_ACROSS, Curvature, curvature
 from edgeslm.quantize.ladder import Ladder, ladder
 from edgeslm.quantize.plan import FLOATS
 from edgeslm.quantize.vectors import Vectors, round_columns, vectors
 
 SLICE_WEIGHTS = 1 << 20  # rows are taken so many weights at a time: they stay in the cache
 SWEEPS = 2
-DAMPENING_ACROSS = 0.1
 ROWS = 128  # at a time, where rows learn of each other: 64 are no better and take longer
 PARTS = 4  # into so many at most on a GPU, which waits for every launch
 

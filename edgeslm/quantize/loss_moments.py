@@ -9,6 +9,10 @@ F = E[(g g^T) (x) (x x^T)], which no memory holds. Its nearest product of two fa
 (Martens and Grosse, K-FAC, arXiv:1503.05671; for rounding: Kim et al., GuidedQuant, arXiv:2505.07004; Tseng et al.,
 YAQA, arXiv:2505.22988). In the plain moment of the inputs a token with outsized inputs, as the first of a row often
 is, outweighs all others; here it counts for no more than what the model says depends on it.
+
+The row of a token in the embedding has the moment of the gradients g where the token stands, in the head that of the
+final state times p (1 - p). Both grow with how often the token is met, so that one matrix serves all rows: E[g g^T] for
+an embedding, E[(1 - sum_v p_v^2) h h^T] for a head, their sum where the two are tied.
 Shape letters: R rows, T tokens of a row, N tokens, V vocabulary, K input channels, O outputs.
 """
 
@@ -22,12 +26,13 @@ import torch
 from torch import Tensor, nn
 
 CHUNK_TOKENS = 64  # rows of [V] float32 handled together
+WIDEST = 4096  # outputs: with more, O^2 is most of the work, and of such layers' loss feedback leaves 0.8 to 0.9
 
 
 @dataclass(frozen=True)
 class LossMoments:
-    """float32, by weight name. `inputs` H_I [K, K]; `outputs` H_O [O, O], which the head, whose outputs are the
-    vocabulary, has none of."""
+    """float32, by weight name. `inputs` H_I [K, K]; `outputs` H_O [O, O], which embedding, head and layers of more than
+    WIDEST outputs have none of."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -53,17 +58,23 @@ def loss_moments(
     read: list[tuple[str, Tensor, Tensor]] = []  # name, input, output of every layer that is asked for
     linear = [m for m in model.base_model.modules() if isinstance(m, nn.Linear) and own[id(m.weight)] in sums.wanted]
     hooks = [m.register_forward_hook(_reader(read, own[id(m.weight)])) for m in linear]
+    embedding = model.get_input_embeddings()
+    if own[id(embedding.weight)] in sums.wanted:
+        hooks.append(embedding.register_forward_hook(_reader(read, own[id(embedding.weight)])))
     generator = torch.Generator(device=ids.device).manual_seed(seed)
     try:
         for at in range(0, ids.shape[0], rows):
             read.clear()
-            with torch.set_grad_enabled(bool(linear)):
+            with torch.set_grad_enabled(bool(hooks)):
                 hidden = model.base_model(input_ids=ids[at : at + rows], use_cache=False).last_hidden_state
             gradient, weigh = _at_the_end(hidden.detach(), head.detach(), generator)
             sums.add_inputs(own[id(head)], hidden.detach(), weigh)
             gradients = torch.autograd.grad(hidden, [y for _, _, y in read], gradient) if read else ()
             for (name, x, _), g in zip(read, gradients, strict=True):
-                sums.add(name, x, g)
+                if x.is_floating_point():
+                    sums.add(name, x, g)
+                else:  # token ids
+                    sums.add_embedding(name, g, tied=name == own[id(head)])
             if on_progress:
                 on_progress(min(ids.shape[0], at + rows) * ids.shape[1], ids.numel())
     finally:
@@ -77,7 +88,8 @@ def moment_sizes(model: Any, names: Collection[str]) -> dict[str, int]:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     layers = {id(m.weight) for m in model.base_model.modules() if isinstance(m, nn.Linear)}
     linear = {name for name, weight in model.named_parameters() if id(weight) in layers}
-    return {n: 4 * (shapes[n][1] ** 2 + (shapes[n][0] ** 2 if n in linear else 0)) for n in names}
+    outputs = {n: shapes[n][0] for n in linear if shapes[n][0] <= WIDEST}
+    return {n: 4 * (shapes[n][1] ** 2 + outputs.get(n, 0) ** 2) for n in names}
 
 
 class _Sums:
@@ -97,13 +109,21 @@ class _Sums:
         x = x * w.sqrt()[:, None]
         _add(self.inputs, name, x)
         self.weights[name] = self.weights.get(name, 0.0) + float(w.sum(dtype=torch.float64))
-        self.tokens[name] = self.tokens.get(name, 0) + len(x)
+
+    @torch.no_grad()
+    def add_embedding(self, name: str, gradient: Tensor, tied: bool) -> None:
+        g = gradient.reshape(-1, gradient.shape[-1]).float()
+        _add(self.inputs, name, g)
+        if not tied:  # else the head has counted its tokens
+            self.weights[name] = self.weights.get(name, 0.0) + len(g)
 
     @torch.no_grad()
     def add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
         g = gradient.reshape(-1, gradient.shape[-1]).float()
         self.add_inputs(name, inputs, g.square().sum(1))
-        _add(self.outputs, name, g)
+        if g.shape[1] <= WIDEST:
+            _add(self.outputs, name, g)
+            self.tokens[name] = self.tokens.get(name, 0) + len(g)
 
     def result(self) -> LossMoments:
         for name, total in self.inputs.items():

@@ -180,13 +180,26 @@ class Planned:
     costs: dict[str, dict[str, float]]  # corrected
     kinds: dict[str, dict[str, float]]  # {kind: {predicted, measured, factor}} of the first choice
     joint: float  # KL of the whole first choice / sum of its kinds' KL
-    predicted: float
+    predicted: float  # with nearest rounding
+    fed: float | None  # with feedback, where it was said what that leaves
     frontier: tuple[tuple[int, float], ...]
 
 
-def plan(costs: Costs, shapes: Shapes, allowed_bytes: int, measure: Callable[[Mapping[str, str]], float]) -> Planned:
-    """`measure({tensor: format})`: the KL with just these tensors on their formats. One call per kind, one for all."""
-    first = solve(costs, shapes, allowed_bytes).formats
+def plan(
+    costs: Costs,
+    shapes: Shapes,
+    allowed_bytes: int,
+    measure: Callable[[Mapping[str, str]], float],
+    left: Mapping[str, float] | None = None,
+) -> Planned:
+    """`measure({tensor: format})`: the KL with just these tensors on their formats, by nearest rounding. One call per
+    kind, one for all. `left` {tensor: share of its cost that rounding with feedback will leave} is chosen by, and costs
+    stay those of nearest rounding."""
+
+    def fed(row: Costs) -> Costs:
+        return {n: {f: c * left[n] for f, c in own.items()} for n, own in row.items()} if left else row
+
+    first = solve(fed(costs), shapes, allowed_bytes).formats
     kinds: dict[str, dict[str, float]] = {}
     for kind in dict.fromkeys(map(kind_of, costs)):
         members = {n: f for n, f in first.items() if kind_of(n) == kind}
@@ -196,9 +209,13 @@ def plan(costs: Costs, shapes: Shapes, allowed_bytes: int, measure: Callable[[Ma
     corrected = {n: {f: c * kinds[kind_of(n)]["factor"] for f, c in row.items()} for n, row in costs.items()}
     apart = sum(corrected[n][f] for n, f in first.items())
     joint = measure(first) / apart if apart > 0 else 1.0
-    solution = solve(corrected, shapes, allowed_bytes)
-    frontier = tuple((size, joint * cost) for size, cost in solution.frontier)
-    return Planned(solution.formats, corrected, kinds, joint, joint * solution.cost, frontier)
+    solution = solve(fed(corrected), shapes, allowed_bytes)
+    nearest = solve(corrected, shapes, allowed_bytes) if left else solution
+    frontier = tuple((size, joint * cost) for size, cost in nearest.frontier)
+    predicted = joint * sum(corrected[n][f] for n, f in solution.formats.items())
+    return Planned(
+        solution.formats, corrected, kinds, joint, predicted, joint * solution.cost if left else None, frontier
+    )
 
 
 def to_json(planned: Planned, shapes: Shapes, allowed_bytes: int) -> dict[str, Any]:
@@ -211,6 +228,7 @@ def to_json(planned: Planned, shapes: Shapes, allowed_bytes: int) -> dict[str, A
         "bits": 8 * size / parameters_of(shapes),
         "parameters": parameters_of(shapes),
         "predicted_kl": planned.predicted,
+        "predicted_fed_kl": planned.fed,
         "rules": [[n, f] for n, f in planned.formats.items()],
         "kinds": planned.kinds,
         "joint": planned.joint,

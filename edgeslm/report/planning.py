@@ -119,9 +119,10 @@ def _kinds(plan: Mapping[str, Any]) -> Table:
 
 
 def _told(plan: Mapping[str, Any]) -> Note:
-    tokens = plan["tokens"]
+    tokens, fed = plan["tokens"], plan.get("predicted_fed_kl")
+    rounded = f" With nearest rounding; with feedback, for which it was chosen, {fed:.4g} are predicted." if fed else ""
     return Note(
         f"KL is to the float student before training. Sensitivity was measured on {tokens['sensitivity']:,} tokens of "
         f"training text, the plan on {tokens['measured_kl']:,} others: {plan['measured_kl']:.4g} nats a token, where "
-        f"{plan['predicted_kl']:.4g} were predicted."
+        f"{plan['predicted_kl']:.4g} were predicted.{rounded}"
     )
