@@ -144,8 +144,8 @@ def test_a_model_is_rounded_by_both_moments(model, ids, monkeypatch):
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     assigned = {n: "q4_0" if p.dim() == 2 else "f32" for n, p in parameters.items()}
     found = loss_moments(model, ids, matrices(model))
-    with_rows = round_model(parameters, found.inputs, assigned, outputs=found.outputs)
-    without = round_model(parameters, found.inputs, assigned)
+    with_rows = dict(round_model(parameters, found.inputs, assigned, outputs=found.outputs))
+    without = dict(round_model(parameters, found.inputs, assigned))
     assert set(with_rows) == set(without) == set(matrices(model))
     assert torch.equal(with_rows[HEAD].weight, without[HEAD].weight)
     assert not torch.equal(with_rows[Q].weight, without[Q].weight)

@@ -96,13 +96,9 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
         weights = {name: on_grid[name].value.data for name in group}
         formats = {name: on_grid[name].format.name for name in group}
         with context.progress.task("rounding with feedback", len(group), "tensors") as bar:
-            tell = _advance(bar)
-            for name, rounded in round_model(weights, **moments, assigned=formats, on_progress=tell).items():
+            for name, rounded in round_model(weights, **moments, assigned=formats):
                 on_grid[name].adopt(rounded.weight, rounded.codes, rounded.scales)
-
-
-def _advance(bar: Any) -> Any:
-    return lambda name: bar.advance(1)
+                bar.advance(1)
 
 
 def _moment_sizes(student: Any, on_grid: Any, by_loss: bool) -> dict[str, int]:

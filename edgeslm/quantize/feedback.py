@@ -19,7 +19,7 @@ Shape letters: O rows (outputs), K columns (inputs), r rows at a time, g groups 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -103,11 +103,9 @@ def round_model(
     outputs: Mapping[str, Tensor] | None = None,
     dampening: float = DAMPENING,
     sweeps: int = SWEEPS,
-    on_progress: Callable[[str], None] | None = None,
-) -> dict[str, Rounded]:
-    """Every weight that has a second moment and a low-bit format, by name; the others are left out. `outputs`: second
-    moments [O, O] of the gradients of outputs, of the weights that have one."""
-    found: dict[str, Rounded] = {}
+) -> Iterator[tuple[str, Rounded]]:
+    """Every weight that has a second moment and a low-bit format, one after another; the others are left out.
+    `outputs`: second moments [O, O] of the gradients of outputs, of the weights that have one."""
     last: tuple[Tensor, Curvature] | None = None
     for name, weight in weights.items():
         if name not in moments or assigned[name] in FLOATS:
@@ -115,12 +113,8 @@ def round_model(
         if last is None or last[0] is not moments[name]:
             last = (moments[name], curvature(moments[name], dampening))
         across = curvature(outputs[name], DAMPENING_ACROSS) if outputs and name in outputs else None
-        found[name] = round_with_feedback(
-            weight, last[1], FORMATS[assigned[name]], across=across, sweeps=sweeps, name=name
-        )
-        if on_progress:
-            on_progress(name)
-    return found
+        form = FORMATS[assigned[name]]
+        yield name, round_with_feedback(weight, last[1], form, across=across, sweeps=sweeps, name=name)
 
 
 def _down_the_rows(
