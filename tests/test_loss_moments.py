@@ -82,6 +82,27 @@ def test_the_heads_tokens_count_by_how_open_they_are_and_the_embeddings_by_their
             assert torch.allclose(found[name], moment, rtol=1e-3, atol=1e-5 * float(moment.max())), name
 
 
+def test_an_embedding_that_is_scaled_has_the_moment_of_its_own_rows(ids):
+    """Gemma's embedding gives 8 times its rows here; twice the rows under half the scale feel half the gradient."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=288, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, attn_implementation="eager",
+        )
+    ).eval()  # fmt: skip
+    embedding = model.get_input_embeddings()
+    assert embedding.scalar_embed_scale == 8.0
+    before = loss_moments(model, ids, [HEAD]).inputs[HEAD]
+    embedding.weight.data *= 2
+    embedding.scalar_embed_scale = 4.0
+    embedding.embed_scale.fill_(4.0)
+    after = loss_moments(model, ids, [HEAD]).inputs[HEAD]
+    assert torch.allclose(after, before / 4, rtol=1e-3, atol=1e-6 * float(before.max()))
+
+
 def test_some_names_each_give_what_all_at_once_would(model, ids):
     whole = loss_moments(model, ids, matrices(model), seed=7)
     for names in ([Q], [DOWN, HEAD]):

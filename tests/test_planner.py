@@ -109,9 +109,15 @@ def test_a_kind_that_feedback_serves_better_gets_fewer_bits_and_costs_stay_those
     bits = {k: sum(FORMATS[f].bits for n, f in planned.formats.items() if names[n] == k) for k in names.values()}
     assert bits["q_proj"] < bits["up_proj"]
     assert planned.predicted == pytest.approx(measure(planned.formats))
-    assert planned.fed == pytest.approx(sum(left[n] * costs[n][f] for n, f in planned.formats.items()))
+    fed = sum(left[n] * costs[n][f] for n, f in planned.formats.items())
     plain = planner.plan(costs, shapes, (low + high) // 2, measure)
-    assert plain.fed is None and plain.predicted < planned.predicted and plain.frontier == planned.frontier
+    assert fed < sum(left[n] * costs[n][f] for n, f in plain.formats.items())
+    assert (
+        planned.left == left
+        and plain.left is None
+        and plain.predicted < planned.predicted
+        and plain.frontier == planned.frontier
+    )
 
 
 def test_options_leave_out_what_does_not_fit_or_is_the_teachers_own():

@@ -23,14 +23,13 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         formats = Counter(t["format"] for t in sorted(rows, key=lambda t: t["bits"]))
         said = ", ".join(f"{count} {name}" if len(rows) > 1 else name for name, count in formats.items())
         lines.append(f"{kind:14} {8 * size / weights:6.2f} {units.byte_count(size):>9} {expected:9.4f}  {said}")
-    fed = plan.get("predicted_fed_kl")
     return [
         *lines,
         f"all tensors: {units.byte_count(plan['bytes'])}, {plan['bits']:.3f} bits a weight "
         f"(at most {units.byte_count(plan['allowed_bytes'])})",
         f"KL to the float student before training: {plan['predicted_kl']:.4f} nats a token predicted, "
         f"{plan['measured_kl']:.4f} measured on {plan['tokens']['measured_kl']:,} other tokens"
-        + (f", both with nearest rounding; {fed:.4f} predicted with feedback" if fed else ""),
+        + (", both with nearest rounding; chosen for rounding with feedback" if plan.get("left_by_feedback") else ""),
     ]
 
 

@@ -8,8 +8,8 @@ from edgeslm.artifact import file_sha256
 from edgeslm.errors import ModelError, RecipeError
 from edgeslm.pipeline.stage import Context
 
-MOMENT_BYTES = 2 << 30  # of second moments held at a time by rounding with feedback, at least
-MOMENT_SHARE = 0.25  # of all memory: each group of them is one more pass over the text
+MOMENT_BYTES = 2 << 30, 4 << 30  # of second moments held at a time by rounding with feedback: at least and at most
+MOMENT_SHARE = 0.15  # of all memory in between; each group of them is one more pass over the text
 
 
 def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, resumed: bool) -> None:
@@ -92,13 +92,14 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
     ids = _rows(context, rows)
     sizes = _moment_sizes(student, on_grid, by_loss)
     for group in moment_groups(sizes, moment_bytes(context)):
-        moments = _moments(context, student, ids, group, by_loss)
+        moments = _moments(context, student, ids, group, by_loss, context.recipe.seed)
         weights = {name: on_grid[name].value.data for name in group}
         formats = {name: on_grid[name].format.name for name in group}
         with context.progress.task("rounding with feedback", len(group), "tensors") as bar:
             for name, rounded in round_model(weights, **moments, assigned=formats):
                 on_grid[name].adopt(rounded.weight, rounded.codes, rounded.scales)
                 bar.advance(1)
+        del moments  # before the next are gathered
 
 
 def _moment_sizes(student: Any, on_grid: Any, by_loss: bool) -> dict[str, int]:
@@ -110,10 +111,11 @@ def _moment_sizes(student: Any, on_grid: Any, by_loss: bool) -> dict[str, int]:
 def moment_bytes(context: Context) -> int:
     from edgeslm import compute
 
-    return max(MOMENT_BYTES, int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0)))
+    low, high = MOMENT_BYTES
+    return min(high, max(low, int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0))))
 
 
-def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool) -> dict[str, Any]:
+def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool, seed: int) -> dict[str, Any]:
     """What `round_model` rounds by."""
     from edgeslm.quantize.curvature import LOSS_DAMPENING
     from edgeslm.quantize.importance import input_statistics
@@ -122,24 +124,26 @@ def _moments(context: Context, student: Any, ids: Any, names: list[str], by_loss
     with context.progress.task("what layers see of the text", ids.numel(), "tokens") as bar:
         if not by_loss:
             return {"moments": input_statistics(student, ids, moments=names, on_progress=bar.reach).moments}
-        found = loss_moments(student, ids, names, seed=context.recipe.seed, on_progress=bar.reach)
+        rows = min(2, context.recipe.distill.train.micro_rows)
+        found = loss_moments(student, ids, names, seed=seed, rows=rows, on_progress=bar.reach)
     return {"moments": found.inputs, "outputs": found.outputs, "dampening": LOSS_DAMPENING}
 
 
-def left_by_feedback(context: Context, student: Any, ids: Any, names: Any) -> dict[str, float]:
+def left_by_feedback(context: Context, student: Any, ids: Any, names: Any, seed: int) -> dict[str, float]:
     """{matrix: share of its rounding's loss that feedback leaves, as far as inputs and outputs tell}, for a plan."""
     from edgeslm.quantize.curvature import DAMPENING_ACROSS, LOSS_DAMPENING, curvature, left_over
-    from edgeslm.quantize.feedback import ROWS
+    from edgeslm.quantize.feedback import rows_together
     from edgeslm.quantize.importance import moment_groups
     from edgeslm.quantize.loss_moments import moment_sizes
 
     left = dict.fromkeys(names, 1.0)
     for group in moment_groups(moment_sizes(student, names), moment_bytes(context)):
-        moments = _moments(context, student, ids, group, by_loss=True)
+        moments = _moments(context, student, ids, group, True, seed)
         for name, moment in moments["moments"].items():
             left[name] *= left_over(curvature(moment, LOSS_DAMPENING))
         for name, moment in moments["outputs"].items():
-            left[name] *= left_over(curvature(moment, DAMPENING_ACROSS), ROWS)
+            left[name] *= left_over(curvature(moment, DAMPENING_ACROSS), rows_together(len(moment), moment.device))
+        del moments  # before the next are gathered
     return left
 
 

@@ -128,7 +128,9 @@ def _plan(context: Context, folder: Path) -> None:
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every)
     costs = _costs(context, dict(student.named_parameters()), choices, ids, importance)
-    left = left_by_feedback(context, student, ids, choices) if context.recipe.quantize.rounding == "fisher" else None
+    left = (
+        left_by_feedback(context, student, ids, choices, SEED) if context.recipe.quantize.rounding == "fisher" else None
+    )
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1
@@ -144,7 +146,7 @@ def _plan(context: Context, folder: Path) -> None:
     document = planner.to_json(planned, shapes, allowed)
     own = Counter(f for name, formats in choices.items() for f in formats if f not in costs[name])
     write_json(folder / "plan.json", {**document, "measured_kl": found, "tokens": tokens, "own_grids": own})
-    told = "" if planned.fed is None else f", with nearest rounding; with feedback {planned.fed:.3f} are"
+    told = ", both with nearest rounding" if left else ""
     context.progress.say(
         f"  plan: {units.byte_count(document['bytes'])}, {document['bits']:.2f} bits a weight; before training its KL "
         f"to the float student is {found:.3f} nats a token, {planned.predicted:.3f} were predicted{told}"

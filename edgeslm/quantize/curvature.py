@@ -30,7 +30,10 @@ def curvature(moment: Tensor, dampening: float = DAMPENING) -> Curvature:
     hessian = moment.double()
     mean = hessian.diagonal().mean()
     if not torch.isfinite(hessian).all() or mean <= 0:
-        raise FormatError("second moment of a layer's inputs: is not finite or all zero; gather it on real text")
+        raise FormatError(
+            "second moment of a layer's inputs or gradients: is not finite or all zero; gather it on real text, and "
+            "take rounding: nearest for a model in which a layer does nothing"
+        )
     hessian = hessian + torch.eye(hessian.shape[0], dtype=hessian.dtype, device=hessian.device) * (dampening * mean)
     # H = R R^T with R upper triangular is the Cholesky factor of H in reverse order, and U = R^-1
     reverse = torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
@@ -41,11 +44,15 @@ def curvature(moment: Tensor, dampening: float = DAMPENING) -> Curvature:
 
 def left_over(curve: Curvature, together: int = 1) -> float:
     """What feedback leaves of the loss, 0 .. 1, if errors are of one size in every column and know nothing of each
-    other. `together`: so many columns do not learn of each other (rows, where `curve` is that of outputs)."""
+    other; measured on text that the curvature has not seen it is more. `together`: so many columns do not learn of each
+    other (rows, where `curve` is that of outputs)."""
+    total = float(curve.hessian.diagonal().sum(dtype=torch.float64))
+    if together == 1:
+        return float(curve.root.diagonal().square().reciprocal().sum(dtype=torch.float64)) / total
     eye = torch.eye(together, device=curve.root.device)
     lost = 0.0
     for at in range(0, len(curve.root), together):
         own = curve.root[at : at + together, at : at + together]
         inverse = torch.linalg.solve_triangular(own, eye[: len(own), : len(own)], upper=True)
         lost += float(inverse.square().sum(dtype=torch.float64))
-    return lost / float(curve.hessian.diagonal().sum(dtype=torch.float64))
+    return lost / total

@@ -88,11 +88,16 @@ def round_with_feedback(
         step = max(1, SLICE_WEIGHTS // weight.shape[1]) if cpu else weight.shape[0]
         parts = [_round_rows(part, curve, form, sweeps) for part in left.split(step)]
     else:
-        step = ROWS if cpu else max(ROWS, -(-weight.shape[0] // PARTS))
+        step = rows_together(weight.shape[0], weight.device)
         parts = _down_the_rows(left.clone(), curve, across.root, form, sweeps, step)
     codes = torch.cat([codes for codes, _ in parts])
     scales = {key: torch.cat([scales[key] for _, scales in parts]) for key in parts[0][1]}
     return Rounded(form.decode(codes, scales).reshape(weight.shape), codes, scales)
+
+
+def rows_together(rows: int, device: torch.device) -> int:
+    """Of a weight of so many rows: how many are rounded at a time and do not learn of each other."""
+    return ROWS if device.type == "cpu" else max(ROWS, -(-rows // PARTS))
 
 
 def round_model(

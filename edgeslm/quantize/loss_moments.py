@@ -50,7 +50,8 @@ def loss_moments(
     """Of the weights `names` of a transformers causal model on ids [R, T]; `rows` rows are run together.
 
     Labels depend on `seed` and not on `names`, so that several calls for some names each give what one call for all
-    would. Gradients of weights are neither made nor touched. 4 (K^2 + O^2) bytes a weight, see `moment_sizes`.
+    would. Gradients of weights are neither made nor touched. Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`),
+    the graph of `rows` rows, and the gradients of the outputs that are asked for.
     """
     own = {id(weight): name for name, weight in model.named_parameters()}
     head = model.get_output_embeddings().weight
@@ -74,7 +75,8 @@ def loss_moments(
                 if x.is_floating_point():
                     sums.add(name, x, g)
                 else:  # token ids
-                    sums.add_embedding(name, g, tied=name == own[id(head)])
+                    scale = float(getattr(embedding, "scalar_embed_scale", 1.0))  # Gemma's output is a multiple
+                    sums.add_embedding(name, scale * g, tied=name == own[id(head)])
             if on_progress:
                 on_progress(min(ids.shape[0], at + rows) * ids.shape[1], ids.numel())
     finally:

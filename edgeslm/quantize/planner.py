@@ -181,7 +181,7 @@ class Planned:
     kinds: dict[str, dict[str, float]]  # {kind: {predicted, measured, factor}} of the first choice
     joint: float  # KL of the whole first choice / sum of its kinds' KL
     predicted: float  # with nearest rounding
-    fed: float | None  # with feedback, where it was said what that leaves
+    left: dict[str, float] | None  # shares that feedback leaves, where the choice went by them
     frontier: tuple[tuple[int, float], ...]
 
 
@@ -213,9 +213,7 @@ def plan(
     nearest = solve(corrected, shapes, allowed_bytes) if left else solution
     frontier = tuple((size, joint * cost) for size, cost in nearest.frontier)
     predicted = joint * sum(corrected[n][f] for n, f in solution.formats.items())
-    return Planned(
-        solution.formats, corrected, kinds, joint, predicted, joint * solution.cost if left else None, frontier
-    )
+    return Planned(solution.formats, corrected, kinds, joint, predicted, dict(left) if left else None, frontier)
 
 
 def to_json(planned: Planned, shapes: Shapes, allowed_bytes: int) -> dict[str, Any]:
@@ -228,7 +226,7 @@ def to_json(planned: Planned, shapes: Shapes, allowed_bytes: int) -> dict[str, A
         "bits": 8 * size / parameters_of(shapes),
         "parameters": parameters_of(shapes),
         "predicted_kl": planned.predicted,
-        "predicted_fed_kl": planned.fed,
+        "left_by_feedback": planned.left,
         "rules": [[n, f] for n, f in planned.formats.items()],
         "kinds": planned.kinds,
         "joint": planned.joint,

@@ -119,8 +119,12 @@ def _kinds(plan: Mapping[str, Any]) -> Table:
 
 
 def _told(plan: Mapping[str, Any]) -> Note:
-    tokens, fed = plan["tokens"], plan.get("predicted_fed_kl")
-    rounded = f" With nearest rounding; with feedback, for which it was chosen, {fed:.4g} are predicted." if fed else ""
+    tokens, fed = plan["tokens"], plan.get("left_by_feedback")
+    rounded = (
+        " Both with nearest rounding; the plan was chosen for rounding with feedback, which comes nearer."
+        if fed
+        else ""
+    )
     return Note(
         f"KL is to the float student before training. Sensitivity was measured on {tokens['sensitivity']:,} tokens of "
         f"training text, the plan on {tokens['measured_kl']:,} others: {plan['measured_kl']:.4g} nats a token, where "
