@@ -210,6 +210,11 @@ class QuantizePart(Part):
         return self.rounding != "nearest"
 
     @property
+    def by_loss(self) -> bool:
+        """Whether that feedback, and a plan made for it, counts errors by what the loss feels."""
+        return self.rounding == "fisher"
+
+    @property
     def fits_again(self) -> bool:
         """Whether scales are searched at other times than before the first step."""
         return self.scales.kind == "refit" or getattr(self.scales, "refit_every", None) is not None or self.start > 0

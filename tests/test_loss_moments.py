@@ -26,15 +26,21 @@ def ids() -> torch.Tensor:
     return torch.randint(0, 288, (5, 12), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.fixture
+def drawn(monkeypatch) -> list[torch.Tensor]:
+    """The labels that are drawn from now on."""
+    labels: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: labels.append(multinomial(*a, **k)) or labels[-1])
+    return labels
+
+
 def matrices(model) -> list[str]:
     return [n for n, p in model.named_parameters() if p.dim() == 2]
 
 
-def test_moments_are_those_of_gradients_made_one_by_one(model, ids, monkeypatch):
+def test_moments_are_those_of_gradients_made_one_by_one(model, ids, drawn):
     """The labels that were drawn, in the order of the text; each layer's output by itself, by another path."""
-    drawn: list[torch.Tensor] = []
-    multinomial = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: drawn.append(multinomial(*a, **k)) or drawn[-1])
     found = loss_moments(model, ids, [Q, DOWN, HEAD], rows=2)
     labels = torch.cat(drawn).view_as(ids)
     for name, module in ((Q, model.model.layers[1].self_attn.q_proj), (DOWN, model.model.layers[0].mlp.down_proj)):
@@ -62,10 +68,7 @@ def at_the_end(model, ids) -> tuple[torch.Tensor, torch.Tensor]:
         return x, 1 - torch.softmax(model.lm_head(x), -1).square().sum(1)
 
 
-def test_the_heads_tokens_count_by_how_open_they_are_and_the_embeddings_by_their_gradients(ids, monkeypatch):
-    drawn: list[torch.Tensor] = []
-    multinomial = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda *a, **k: drawn.append(multinomial(*a, **k)) or drawn[-1])
+def test_the_heads_tokens_count_by_how_open_they_are_and_the_embeddings_by_their_gradients(ids, drawn):
     for tied in (False, True):
         model = tiny.llama(layers=2, tied=tied)
         drawn.clear()

@@ -87,7 +87,7 @@ def _round_with_feedback(context: Context, student: Any, masters: Any, rows: Any
     from edgeslm.quantize.feedback import round_model
     from edgeslm.quantize.importance import moment_groups
 
-    by_loss = context.recipe.quantize.rounding == "fisher"
+    by_loss = context.recipe.quantize.by_loss
     on_grid = {m.name: m for m in masters.items if m.on_grid and m.value.dim() == 2}
     ids = _rows(context, rows)
     sizes = _moment_sizes(student, on_grid, by_loss)

@@ -23,7 +23,7 @@ def _slice(context: Context) -> Any:
     asked = [part and part.model_dump(mode="json") for part in (recipe.quantize.target, recipe.quantize.importance)]
     return (
         asked,
-        recipe.quantize.rounding == "fisher",
+        recipe.quantize.by_loss,
         _names(context),
         _refused(context),
         grid_slice(context),
@@ -128,9 +128,8 @@ def _plan(context: Context, folder: Path) -> None:
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every)
     costs = _costs(context, dict(student.named_parameters()), choices, ids, importance)
-    left = (
-        left_by_feedback(context, student, ids, choices, SEED) if context.recipe.quantize.rounding == "fisher" else None
-    )
+    by_loss = context.recipe.quantize.by_loss
+    left = left_by_feedback(context, student, ids, choices, SEED) if by_loss else None
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1

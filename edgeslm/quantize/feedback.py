@@ -35,7 +35,7 @@ from edgeslm.quantize.vectors import Vectors, round_columns, vectors
 
 SLICE_WEIGHTS = 1 << 20  # rows are taken so many weights at a time: they stay in the cache
 SWEEPS = 2
-ROWS = 128  # at a time, where rows learn of each other: 64 are no better and take longer
+ROWS = 128  # at a time, where rows learn of each other; fewer take longer
 PARTS = 4  # into so many at most on a GPU, which waits for every launch
 
 

@@ -58,10 +58,14 @@ def _head_gradients(hidden: Tensor, head: Tensor, generator: torch.Generator) ->
     gradient = hidden @ head.T  # [T, V]
     for at in range(0, len(hidden), CHUNK_TOKENS):
         part = slice(at, at + CHUNK_TOKENS)
-        p = torch.softmax(gradient[part].float(), dim=-1)
-        y = torch.multinomial(p, 1, generator=generator)
-        gradient[part] = p.scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))
+        gradient[part] = less_drawn_labels(torch.softmax(gradient[part].float(), dim=-1), generator)
     return gradient @ head, gradient.T @ hidden
+
+
+def less_drawn_labels(p: Tensor, generator: torch.Generator) -> Tensor:
+    """p [T, V] -> the gradient of -log p(y) at the logits, y drawn from p. Overwrites p."""
+    y = torch.multinomial(p, 1, generator=generator)
+    return p.scatter_add_(1, y, torch.full_like(y, -1, dtype=p.dtype))
 
 
 @torch.no_grad()

@@ -120,11 +120,7 @@ def _kinds(plan: Mapping[str, Any]) -> Table:
 
 def _told(plan: Mapping[str, Any]) -> Note:
     tokens, fed = plan["tokens"], plan.get("left_by_feedback")
-    rounded = (
-        " Both with nearest rounding; the plan was chosen for rounding with feedback, which comes nearer."
-        if fed
-        else ""
-    )
+    rounded = " Both with nearest rounding; the plan was chosen for rounding with feedback." if fed else ""
     return Note(
         f"KL is to the float student before training. Sensitivity was measured on {tokens['sensitivity']:,} tokens of "
         f"training text, the plan on {tokens['measured_kl']:,} others: {plan['measured_kl']:.4g} nats a token, where "
