@@ -76,7 +76,7 @@ def _row(loaded: Any, base: Path, student: Student, windows: Any, runs: Path, th
     folder = root / record["stages"]["distill"]
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     row = _scored(Frozen.load(folder / "frozen"), student, windows, root, threads)
-    stages = {name: record["seconds"].get(name) for name in ("plan", "distill")}
+    stages = {name: record["seconds"].get(name) for name in ("plan", "round", "distill")}
     return row | {"seconds": stages} | _trained(loaded, summary)
 
 

@@ -79,6 +79,25 @@ def test_a_student_starts_nearer_with_feedback_than_without(folder, tmp_path):
     assert 0 < kl["feedback"] < kl["nearest"] and 0 < kl["fisher"] < kl["nearest"]
 
 
+def test_rounding_is_kept_when_training_changes_and_done_anew_when_its_text_does(folder, tmp_path):
+    fed = (FIXED, "quantize.rounding=feedback")
+    first = distilled(folder, tmp_path, *fed, "distill.train.steps=0")
+    distilled(folder, tmp_path, *fed, "distill.train.lr=0.01")
+    (kept,) = (tmp_path / "tiny").glob("round-*")
+    assert same(Frozen.load(kept / "rounded"), first)  # training begins with what was rounded
+    distilled(folder, tmp_path, *fed, "distill.train.steps=0", "quantize.importance={tokens: 64}")
+    (other,) = set((tmp_path / "tiny").glob("round-*")) - {kept}
+    assert not same(Frozen.load(other / "rounded"), first)
+
+
+def test_copies_that_start_apart_are_rounded_apart(folder, tmp_path):
+    scratch = "student={kind: scratch, hidden: 64, layers: 1, heads: 2, ffn: 64}"
+    pair = "distill.scheme={kind: codistill, groups: 2, exchange_every: 1}"
+    distilled(folder, tmp_path, FIXED, "quantize.rounding=feedback", scratch, pair)
+    (root,) = (tmp_path / "tiny").glob("round-*")
+    assert not same(Frozen.load(root / "rounded"), Frozen.load(root / "rounded-1"))
+
+
 def test_a_run_that_was_killed_goes_on_with_learned_scales(folder, tmp_path):
     learned = ("quantize.scales={kind: learned, lr: 0.01}", "quantize.rounding=feedback", "distill.train.steps=4")
     whole = distilled(folder, tmp_path / "whole", *learned)

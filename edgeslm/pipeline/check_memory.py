@@ -38,20 +38,12 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
 def problems(context: Context) -> list[str]:
     """What `distill.train.offload` cannot be had with."""
     recipe, device = context.recipe, context.compute.device.type
-    if not recipe.distill.train.offload:
+    if not recipe.distill.train.offload or device == "cuda":
         return []
-    found = []
-    if device != "cuda":
-        found.append(
-            f"distill.train.offload: is for a CUDA card; on '{device}' masters, moments and gradients are in main "
-            "memory already, set it to false"
-        )
-    if recipe.quantize.feeds_back:
-        found.append(
-            f"distill.train.offload: {recipe.quantize.rounding} rounding works on the card's memory, where masters "
-            "then are not; use rounding: nearest"
-        )
-    return found
+    return [
+        f"distill.train.offload: is for a CUDA card; on '{device}' masters, moments and gradients are in main memory "
+        "already, set it to false"
+    ]
 
 
 def _told(held: Mapping[str, float]) -> str:

@@ -22,7 +22,7 @@ def _slice(context: Context) -> Any:
     recipe = context.recipe
     parts = [part.model_dump(mode="json") for part in (recipe.quantize, recipe.distill)]
     planned = plan_of(context).rules if recipe.quantize.target else None
-    recorded = context.folders.get("record")
+    recorded, rounded = context.folders.get("record"), context.folders.get("round")
     return (
         parts,
         recipe.teacher.model_dump(mode="json", exclude={"model", "sha256", "tokenizer"}),
@@ -32,6 +32,7 @@ def _slice(context: Context) -> Any:
         [*computing(context), *together()],
         chosen_student(context),
         planned,
+        rounded.name if rounded else None,
         grid_slice(context),
     )
 
@@ -144,7 +145,7 @@ def step_of(context: Context, folder: Path, rows: Any, guides: Any, base: Any = 
     assigned = plan_of(context).assign(shapes_of(student))
     where = torch.device("cpu") if context.recipe.distill.train.offload else None
     masters = attach(student, assigned, weight_type(context), where)
-    start_on_grid(context, student, masters, rows, resumed=checkpoint.there(folder))
+    start_on_grid(context, student, masters, rows, group, resumed=checkpoint.there(folder))
     main, stages = objectives(context, student, guides)
     settings = _settings(context, student, assigned)
     used = [main, *stages, *([main.taught] if context.recipe.distill.on_policy else [])]

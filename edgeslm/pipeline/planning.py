@@ -10,7 +10,8 @@ from typing import Any
 from edgeslm import units
 from edgeslm.errors import FormatError, RecipeError
 from edgeslm.pipeline.distill import chosen_student, shapes_of
-from edgeslm.pipeline.grid import channel_weights, grid_slice, left_by_feedback
+from edgeslm.pipeline.grid import channel_weights, grid_slice, importance_rows
+from edgeslm.pipeline.moments import left_by_feedback
 from edgeslm.pipeline.prepare import student_model
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 
@@ -126,10 +127,11 @@ def _plan(context: Context, folder: Path) -> None:
     shapes = shapes_of(student)
     choices, allowed = task(context, shapes, facts.get("kept"))
     ids, other, every = _rows(context)
-    importance = channel_weights(context, student, every)
+    importance = channel_weights(context, student, every, SEED)
     costs = _costs(context, dict(student.named_parameters()), choices, ids, importance)
-    by_loss = context.recipe.quantize.by_loss
-    left = left_by_feedback(context, student, ids, choices, SEED) if by_loss else None
+    left = None
+    if context.recipe.quantize.by_loss:
+        left = left_by_feedback(context, student, importance_rows(context, every, SEED), choices, SEED)
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1

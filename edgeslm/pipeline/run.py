@@ -22,6 +22,7 @@ from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
 from edgeslm.pipeline.ranks import first, follow, leading
 from edgeslm.pipeline.record import RECORD
+from edgeslm.pipeline.rounding import ROUND
 from edgeslm.pipeline.sft import SFT
 from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
 from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
@@ -29,17 +30,18 @@ from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
 from edgeslm.recipe_encoder import EncoderRecipe
 
-STAGES = (TEACHER, DATA, STUDENT, SFT, PLAN, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+STAGES = (TEACHER, DATA, STUDENT, SFT, PLAN, ROUND, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """Those that a recipe needs: only an `sft` part fine-tunes, only a size to meet needs planning, only recorded
-    targets a recording."""
+    """Those that a recipe needs: only an `sft` part fine-tunes, only a size to meet needs planning, only feedback
+    a rounding, only recorded targets a recording."""
     if isinstance(recipe, EncoderRecipe):
         return ENCODER_STAGES
     left_out = {
         SFT.name: recipe.sft is None,
         PLAN.name: recipe.quantize.target is None,
+        ROUND.name: not recipe.quantize.feeds_back,
         RECORD.name: recipe.distill.targets.kind == "live",
     }
     return tuple(s for s in STAGES if not left_out.get(s.name, False))

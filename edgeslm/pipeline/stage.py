@@ -50,6 +50,8 @@ WEIGHTS += tuple(
         "ranks",
         "processes",
         "planning",
+        "rounding",
+        "moments",
         "record",
         "follow",
         "origin",

@@ -42,17 +42,21 @@ def curvature(moment: Tensor, dampening: float = DAMPENING) -> Curvature:
     return Curvature(hessian.float(), root.float())
 
 
-def left_over(curve: Curvature, together: int = 1) -> float:
-    """What feedback leaves of the loss, 0 .. 1, if errors are of one size in every column and know nothing of each
-    other; measured on text that the curvature has not seen it is more. `together`: so many columns do not learn of each
-    other (rows, where `curve` is that of outputs)."""
-    total = float(curve.hessian.diagonal().sum(dtype=torch.float64))
-    if together == 1:
-        return float(curve.root.diagonal().square().reciprocal().sum(dtype=torch.float64)) / total
-    eye = torch.eye(together, device=curve.root.device)
+def left_over(curve: Curvature, seen: Tensor, together: int = 1) -> float:
+    """What feedback by `curve` leaves of the loss, 0 .. 1, where inputs have the moment `seen` [K, K], if errors are of
+    one size in every column and know nothing of each other. `together`: so many columns do not learn of each other
+    (rows, where `curve` is that of outputs).
+
+    Feedback makes independent errors E [O, K] into E F U, F the inverses of U's diagonal blocks of `together` columns,
+    so that tr(U' F' seen F U) is lost where each column by itself would lose tr(seen). On the curve's own moment that
+    is the sum of the blocks' squared inverses; on other text it is more, and the more so the fewer tokens made it.
+    """
+    total = float(seen.diagonal().sum(dtype=torch.float64))
+    spread = curve.root @ seen.to(curve.root) @ curve.root.T
     lost = 0.0
-    for at in range(0, len(curve.root), together):
-        own = curve.root[at : at + together, at : at + together]
-        inverse = torch.linalg.solve_triangular(own, eye[: len(own), : len(own)], upper=True)
-        lost += float(inverse.square().sum(dtype=torch.float64))
-    return lost / total
+    for at in range(0, len(spread), together):
+        part = slice(at, at + together)
+        eye = torch.eye(len(spread[part]), device=spread.device)
+        inverse = torch.linalg.solve_triangular(curve.root[part, part], eye, upper=True)
+        lost += float(((inverse @ spread[part, part]) * inverse).sum(dtype=torch.float64))
+    return min(1.0, lost / total)
