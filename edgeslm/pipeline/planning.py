@@ -128,10 +128,12 @@ def _plan(context: Context, folder: Path) -> None:
     choices, allowed = task(context, shapes, facts.get("kept"))
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every, SEED)
-    costs = _costs(context, dict(student.named_parameters()), choices, ids, importance)
+    computed = _computed(context)
+    costs = _costs(context, computed, dict(student.named_parameters()), choices, ids, importance)
     left = None
     if context.recipe.quantize.by_loss:
-        left = left_by_feedback(context, student, importance_rows(context, every, SEED), choices, SEED)
+        left = left_by_feedback(context, computed, importance_rows(context, every, SEED), choices, SEED)
+    del computed
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1
@@ -173,19 +175,26 @@ def _rows(context: Context) -> tuple[Any, Any, Any]:
     return ids[:count], ids[count:], rows
 
 
+def _computed(context: Context) -> Any:
+    """The student in the type that training computes in: gradients are of that. A copy, for only its weights are cast,
+    buffers keep their type."""
+    model = student_model(context)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(context.compute.dtype)
+    return model
+
+
 def _costs(
     context: Context,
+    model: Any,
     floats: Mapping[str, Any],
     choices: Mapping[str, list[str]],
     ids: Any,
     importance: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
-    """{matrix: {format: KL in nats a token}}. Gradients are computed in the type that training computes in."""
+    """{matrix: {format: KL in nats a token}}, by gradients of `model`, for the weights `floats`."""
     from edgeslm.quantize.sensitivity import fisher, rounding_costs
 
-    model = student_model(context)  # a copy of its own: only its weights are cast, buffers keep their type
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(context.compute.dtype)
     with context.progress.task("plan: gradients", ids.numel(), "tokens") as bar:
         diagonal = fisher(model, ids, SEED, bar.advance)
     total = sum(len(formats) for formats in choices.values())
