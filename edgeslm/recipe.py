@@ -95,6 +95,18 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
+    def _channels_to_equalise(self) -> Recipe:
+        part, student = self.quantize, self.student
+        if part.equalise and student.kind == "scratch" and student.init.kind != "teacher":
+            raise ValueError("quantize.equalise: weights drawn at random have no channels that matter more; say false")
+        if part.equalise and part.importance is not None and part.importance.file is not None:
+            raise ValueError(
+                "quantize.importance.file: was measured before equalise moves scales of channels; give importance: "
+                "{tokens: ...}, or say equalise: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_steps_on_the_grid(self) -> Recipe:
         start, steps = self.quantize.start, self.distill.train.steps
         if 0 < start < 1 and steps and round(start * steps) == steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from edgeslm import units
 
@@ -183,8 +183,10 @@ class QuantizePart(Part):
     two exclude each other, and without either everything is q4_0. `start`: share of the steps trained in float first.
     `importance`: null fits scales to the plain squared error. `rounding`: how the first codes are found; `feedback`
     lets later columns make up for the errors of earlier ones (GPTQ, arXiv:2210.17323); `fisher` does so too, and counts
-    errors by what the loss feels of them, token by token and output by output (YAQA, arXiv:2505.22988). `activations`:
-    round inputs in training as that runtime does."""
+    errors by what the loss feels of them, token by token and output by output (YAQA, arXiv:2505.22988). `equalise`:
+    norms and earlier layers first take over scales of channels, so that the weights that matter most are rounded most
+    finely (after AWQ, arXiv:2306.00978); the student in float stays what it was. `activations`: round inputs in
+    training as that runtime does."""
 
     plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] | None = None
     target: TargetPart | None = None
@@ -192,6 +194,7 @@ class QuantizePart(Part):
     scales: ScalesPart = FixedScales()
     importance: ImportancePart | None = None
     rounding: Literal["nearest", "feedback", "fisher"] = "nearest"
+    equalise: bool = False
     activations: Literal["llama.cpp", "onnxruntime"] | None = None
 
     @model_validator(mode="before")
@@ -203,6 +206,11 @@ class QuantizePart(Part):
         if plan is not None and target is not None:
             raise ValueError("plan and target exclude each other; set one of them to null")
         return {**given, "plan": [{"pattern": "*", "format": "q4_0"}]} if plan is None and target is None else given
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, plain: Any) -> dict[str, Any]:
+        """Recipes from before scales of channels could be moved keep their hash."""
+        return {key: value for key, value in plain(self).items() if (key, value) != ("equalise", False)}
 
     @property
     def feeds_back(self) -> bool:

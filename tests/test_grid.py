@@ -49,6 +49,7 @@ def plain(folder, tmp_path_factory) -> Frozen:
         "quantize.importance={tokens: 128}",
         "quantize.rounding=feedback",
         "quantize.rounding=fisher",
+        "quantize.equalise=true",
         "quantize.activations=llama.cpp",
         "teacher.format=q4_0",
     ],

@@ -10,7 +10,7 @@ from edgeslm.pipeline.grid import grid_slice, start_on_grid
 from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
 from edgeslm.pipeline.origin import metadata
-from edgeslm.pipeline.prepare import built_how, student_model
+from edgeslm.pipeline.prepare import made_how, student_model
 from edgeslm.pipeline.processes import changing, engine_of, in_one_piece, joined, note, spread_teachers, weight_type
 from edgeslm.pipeline.ranks import cut, together
 from edgeslm.pipeline.sft_figures import note_answers
@@ -261,9 +261,9 @@ def student_arch(context: Context) -> str:
 
 
 def chosen_student(context: Context) -> Any:
-    """How the student was built and what fine-tuning made of it; figures of those stages do not matter to training."""
-    tuned = context.folders.get("sft")
-    return (*built_how(context), *([read_json(tuned / "sft.json")["weights"]] if tuned else []))
+    """How the student was made, and its channels' scales; figures of those stages do not matter to training."""
+    equalised = context.folders.get("equalise")
+    return (*made_how(context), *([equalised.name] if equalised else []))
 
 
 # the student stage is read too, but through `chosen_student`: other text to judge by must not train anew

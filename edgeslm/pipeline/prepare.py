@@ -227,7 +227,15 @@ def _vocabulary(context: Context, student: Any) -> dict[str, Any]:
 
 
 def student_model(context: Context) -> Any:
-    """The student before distillation, in float32: as fine-tuned, or as built."""
+    """The student before distillation, in float32: as fine-tuned, or as built, its channels equalised where the recipe
+    wants it."""
+    from edgeslm.pipeline.equalising import moved
+
+    return moved(context, made_student(context))
+
+
+def made_student(context: Context) -> Any:
+    """As fine-tuned, or as built."""
     tuned = context.folders.get("sft")
     return kept_model(context, tuned) if tuned else built_student(context)
 
@@ -266,6 +274,12 @@ def built_how(context: Context) -> tuple[Any, Any]:
     """What the student stage decided; its measurements (and the text they were taken on) do not matter to training."""
     facts = read_json(context.folders["student"] / "importance.json")
     return facts["method"], facts.get("source", facts.get("weights", facts.get("kept")))
+
+
+def made_how(context: Context) -> tuple[Any, ...]:
+    """How it was built and what fine-tuning made of it."""
+    tuned = context.folders.get("sft")
+    return (*built_how(context), *([read_json(tuned / "sft.json")["weights"]] if tuned else []))
 
 
 TEACHER = Stage("teacher", (), _teacher_slice, _teacher)

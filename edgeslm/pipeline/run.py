@@ -17,6 +17,7 @@ from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
 from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
+from edgeslm.pipeline.equalising import EQUALISE
 from edgeslm.pipeline.groups import own_group
 from edgeslm.pipeline.planning import PLAN
 from edgeslm.pipeline.prepare import DATA, STUDENT, TEACHER
@@ -30,16 +31,17 @@ from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
 from edgeslm.recipe_encoder import EncoderRecipe
 
-STAGES = (TEACHER, DATA, STUDENT, SFT, PLAN, ROUND, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
+STAGES = (TEACHER, DATA, STUDENT, SFT, EQUALISE, PLAN, ROUND, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """Those that a recipe needs: only an `sft` part fine-tunes, only a size to meet needs planning, only feedback
-    a rounding, only recorded targets a recording."""
+    """Those that a recipe needs: only an `sft` part fine-tunes, only `equalise` moves scales, only a size to meet needs
+    planning, only feedback a rounding, only recorded targets a recording."""
     if isinstance(recipe, EncoderRecipe):
         return ENCODER_STAGES
     left_out = {
         SFT.name: recipe.sft is None,
+        EQUALISE.name: not recipe.quantize.equalise,
         PLAN.name: recipe.quantize.target is None,
         ROUND.name: not recipe.quantize.feeds_back,
         RECORD.name: recipe.distill.targets.kind == "live",

@@ -52,6 +52,7 @@ WEIGHTS += tuple(
         "planning",
         "rounding",
         "moments",
+        "equalising",
         "record",
         "follow",
         "origin",

@@ -54,9 +54,37 @@ def loss_moments(
     would. Gradients of weights are neither made nor touched. Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`),
     the graph of `rows` rows, and the gradients of the outputs that are asked for.
     """
+    sums = _Sums(frozenset(names))
+    _gather(model, ids, sums, seed, rows, on_progress)
+    return sums.result()
+
+
+def felt_channels(
+    model: Any,
+    ids: Tensor,
+    names: Collection[str],
+    *,
+    seed: int = 0,
+    rows: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """{weight name: float32 [K]}, the sum of |g|^2 x^2 over the tokens of ids: what the loss feels of each channel of
+    the linear layers and of the head. Sums of weights that read one input can be added."""
+    sums = _Channels(frozenset(names))
+    _gather(model, ids, sums, seed, rows, on_progress)
+    return sums.found
+
+
+def _gather(
+    model: Any,
+    ids: Tensor,
+    sums: _Sums | _Channels,
+    seed: int,
+    rows: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
     own = {id(weight): name for name, weight in model.named_parameters()}
     head = model.get_output_embeddings().weight
-    sums = _Sums(frozenset(names))
     read: list[tuple[str, Tensor, Tensor]] = []  # name, input, output of every layer that is asked for
     linear = [m for m in model.base_model.modules() if isinstance(m, nn.Linear) and own[id(m.weight)] in sums.wanted]
     hooks = [m.register_forward_hook(_reader(read, own[id(m.weight)])) for m in linear]
@@ -83,7 +111,6 @@ def loss_moments(
     finally:
         for hook in hooks:
             hook.remove()
-    return sums.result()
 
 
 def moment_sizes(model: Any, names: Collection[str]) -> dict[str, int]:
@@ -137,6 +164,29 @@ class _Sums:
         for name, total in self.outputs.items():
             total.div_(self.tokens[name])
         return LossMoments(self.inputs, self.outputs)
+
+
+class _Channels:
+    """The diagonals of the inputs' moments, not divided by anything."""
+
+    def __init__(self, wanted: frozenset[str]):
+        self.wanted = wanted
+        self.found: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add_inputs(self, name: str, inputs: Tensor, weigh: Tensor) -> None:
+        if name in self.wanted:
+            x, w = inputs.reshape(-1, inputs.shape[-1]).float(), weigh.reshape(-1, 1).float()
+            felt = (x.square() * w).sum(0)
+            self.found[name] = self.found[name] + felt if name in self.found else felt
+
+    @torch.no_grad()
+    def add_embedding(self, name: str, gradient: Tensor, tied: bool) -> None:
+        """An embedding has no input."""
+
+    @torch.no_grad()
+    def add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
+        self.add_inputs(name, inputs, gradient.reshape(-1, gradient.shape[-1]).float().square().sum(1))
 
 
 def _add(sums: dict[str, Tensor], name: str, x: Tensor) -> None:

@@ -16,7 +16,19 @@ from edgeslm.artifact import Artifact
 from edgeslm.errors import DataError
 from edgeslm.measurement import Measurement
 
-STAGES = ("teacher", "data", "student", "sft", "plan", "round", "distill", "export", "evaluate", "benchmark")
+STAGES = (
+    "teacher",
+    "data",
+    "student",
+    "sft",
+    "equalise",
+    "plan",
+    "round",
+    "distill",
+    "export",
+    "evaluate",
+    "benchmark",
+)
 MAX_FILE_BYTES = 1 << 28  # a larger result file is damage, not data
 
 

@@ -1,0 +1,160 @@
+"""Scales that input channels of matrices take over from what feeds them, so that the weights that matter most are
+rounded most finely. The float model stays the same function, and a file needs nothing that it did not hold before.
+
+A channel's factor s can be moved wherever nothing but a product lies between its source and its readers: from the
+weight of a norm into the layers that read the norm, from rows of the values into columns of the attention's output,
+from rows of `up` into columns of `down` where the feed-forward part is gated (Nagel et al., cross-layer equalization,
+arXiv:1906.04721; Xiao et al., SmoothQuant, arXiv:2211.10438). Which s is best for weights, and not for activations, is
+AWQ's question (Lin et al., arXiv:2306.00978): the rounding error of a weight is as large as the step of its block,
+which grows with the root mean square of the s_j w_j in it, and counts h_j / s_j^2, h_j what the loss feels of channel
+j. The sum is least for s_j = (h_j / w_j^2)^(1/4), w_j^2 the mean square of the column, if all channels were in one
+block and rounded apart. Error feedback makes later columns pay for earlier ones and wants less: STRENGTH of that
+exponent.
+Shape letters: K channels, O rows of a reader, c copies of a channel (query heads that read one value head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeslm.errors import ModelError
+from edgeslm.models.blocks import layers_name, layers_of
+
+STRENGTH = 0.5
+FLOOR = 1e-6  # of the mean: channels that carry nothing
+INPUT_NORMS, FEED_FORWARD_NORMS = (
+    ("input_layernorm", "ln_1"),
+    ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
+)
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn")
+VALUES, OUTPUTS = ("self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn"), ("self_attn.o_proj", "attn.c_proj")
+FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.c_fc")
+UP, DOWN = ("mlp.up_proj", "mlp.gate_up_proj"), ("mlp.down_proj",)  # of gated parts alone
+
+
+@dataclass(frozen=True)
+class Site:
+    """`channels` channels from row `first` of the module `source` (a norm, or a linear layer) to the columns of
+    `readers`, which hold every group of `group` channels `copies` times, copies beside each other."""
+
+    source: str
+    readers: tuple[str, ...]
+    channels: int
+    first: int = 0
+    group: int = 1
+    copies: int = 1
+
+    def to_columns(self, s: Tensor) -> Tensor:
+        """[K] -> [c K], as readers order their columns."""
+        return s.view(-1, 1, self.group).expand(-1, self.copies, -1).reshape(-1)
+
+    def of_columns(self, values: Tensor) -> Tensor:
+        """[c K] -> [K], summed over copies."""
+        return values.view(-1, self.copies, self.group).sum(1).reshape(-1)
+
+
+def sites(model: Any) -> list[Site]:
+    """Of a transformers causal model, in the order of its layers. Raises ModelError where there is none."""
+    base, config = model.base_model, model.config
+    prefix = f"{model.base_model_prefix}."
+    found: list[Site | None] = []
+    for index, layer in enumerate(layers_of(model)):
+        place = f"{prefix}{layers_name(model)}.{index}."
+        found += [_norm(layer, place, INPUT_NORMS, ATTENTION), _values(layer, place, config)]
+        found += [_norm(layer, place, FEED_FORWARD_NORMS, FEED_FORWARD), _units(layer, place)]
+    head = model.get_output_embeddings()
+    norm = next((name for name in ("norm", "ln_f") if hasattr(base, name)), None)
+    if norm and head.weight is not model.get_input_embeddings().weight:
+        found.append(Site(prefix + norm, (_name_of(model, head),), head.weight.shape[1]))
+    there = [site for site in found if site]
+    if not there:
+        raise ModelError(
+            f"quantize.equalise: knows no channels of a '{config.model_type}' model whose scale could be moved; set it "
+            "to false"
+        )
+    return there
+
+
+def _named(layer: nn.Module, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: module for name, module in layer.named_modules() if name in names}
+
+
+def _norm(layer: nn.Module, place: str, norms: tuple[str, ...], readers: tuple[str, ...]) -> Site | None:
+    own, reading = _named(layer, norms), _named(layer, readers)
+    if not own or not reading:
+        return None
+    source = next(name for name in norms if name in own)
+    channels = next(iter(own.values())).weight.shape[0]
+    return Site(place + source, tuple(place + name for name in reading), int(channels))
+
+
+def _values(layer: nn.Module, place: str, config: Any) -> Site | None:
+    values, outputs = _named(layer, VALUES), _named(layer, OUTPUTS)
+    if not values or not outputs:
+        return None
+    (source, value), (reader, output) = next(iter(values.items())), next(iter(outputs.items()))
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    dim = int(output.weight.shape[1]) // heads
+    channels = groups * dim
+    first = int(value.weight.shape[0]) - channels  # where q, k and v are one, v comes last
+    return Site(place + source, (place + reader,), channels, first, dim, heads // groups)
+
+
+def _units(layer: nn.Module, place: str) -> Site | None:
+    up, down = _named(layer, UP), _named(layer, DOWN)
+    if not up or not down:
+        return None
+    (source, rows), (reader, columns) = next(iter(up.items())), next(iter(down.items()))
+    channels = int(columns.weight.shape[1])
+    return Site(place + source, (place + reader,), channels, int(rows.weight.shape[0]) - channels)
+
+
+def _name_of(model: Any, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+@torch.no_grad()
+def scales(model: Any, found: list[Site], felt: Mapping[str, Tensor], strength: float = STRENGTH) -> dict[str, Tensor]:
+    """{source of a site: s [K], of geometric mean 1}. `felt` {weight name: [K]}: what the loss feels of each channel,
+    sum of |g|^2 x^2."""
+    chosen = {}
+    for site in found:
+        weights = [model.get_submodule(name).weight.float() for name in site.readers]
+        felt_here: Any = sum(felt[f"{name}.weight"].double() for name in site.readers)
+        size: Any = sum(w.double().square().sum(0) for w in weights)
+        ratio = _floored(site.of_columns(felt_here)) / _floored(site.of_columns(size))
+        exponents = ratio.log() * (strength / 4)
+        chosen[site.source] = (exponents - exponents.mean()).exp().float()
+    return chosen
+
+
+def _floored(values: Tensor) -> Tensor:
+    mean = values.mean()
+    return values.clamp(min=FLOOR * float(mean)) if mean > 0 else torch.ones_like(values)
+
+
+@torch.no_grad()
+def move(
+    model: Any, found: list[Site], chosen: Mapping[str, Tensor], offset: Callable[[str], float] = lambda name: 0.0
+) -> None:
+    """Divides sources and multiplies readers, in place. `offset`: what a norm of that name adds to its weight."""
+    for site in found:
+        source, s = model.get_submodule(site.source), chosen[site.source]
+        s = s.to(source.weight.device)
+        rows = slice(site.first, site.first + site.channels)
+        if source.weight.dim() == 1:
+            more = offset(f"{site.source}.weight")
+            source.weight.copy_((source.weight.float() + more) / s - more)
+        else:
+            source.weight[rows] = source.weight[rows].float() / s[:, None]
+        if getattr(source, "bias", None) is not None:
+            source.bias[rows] = source.bias[rows].float() / s
+        for name in site.readers:
+            reader = model.get_submodule(name)
+            reader.weight.copy_(reader.weight.float() * site.to_columns(s))
