@@ -9,37 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.errors import ModelError
-from edgeslm.pipeline.prepare import made_how, made_student
+from edgeslm.pipeline.grid import importance_rows
+from edgeslm.pipeline.moments import groups, halves
+from edgeslm.pipeline.prepare import cast, made_how, made_student
 from edgeslm.pipeline.stage import Context, Stage, computing, write_json
 
 SEED = 0  # scales are a property of student and text, as a plan is: runs of other seeds share them
-TOKENS = 4096  # of training text: the mean of one channel needs few
 FILE = "scales.safetensors"
 MOST_KL = 1e-3  # between the student and itself, in float32: more is no rounding of sums, but a site that is none
 
 
 def _slice(context: Context) -> Any:
-    return TOKENS, computing(context), made_how(context)
+    part = context.recipe.quantize.importance
+    return part and part.model_dump(mode="json"), computing(context), made_how(context)
 
 
 def _equalise(context: Context, folder: Path) -> None:
-    import torch
     from safetensors.torch import save_file
 
     from edgeslm.data.rows import Rows
     from edgeslm.quantize import equalise
-    from edgeslm.quantize.loss_moments import felt_channels
 
     student = made_student(context)
-    rows = Rows.load(context.folders["data"] / "rows.safetensors")
-    whole = rows.ids[rows.whole()] if rows.whole().any() else rows.ids
-    drawn = torch.randperm(len(whole), generator=torch.Generator().manual_seed(SEED))
-    ids = whole[drawn[: max(1, TOKENS // whole.shape[1])]].long().to(context.compute.device)
+    ids = importance_rows(context, Rows.load(context.folders["data"] / "rows.safetensors"), SEED)
     sites = equalise.sites(student)
-    names = {f"{name}.weight" for site in sites for name in site.readers}
-    with context.progress.task("what the loss feels of channels", ids.numel(), "tokens") as bar:
-        felt = felt_channels(student, ids, names, seed=SEED, on_progress=bar.reach)
-    scales = equalise.scales(student, sites, felt)
+    found = _choose(context, student, sites, ids)
+    scales = {source: chosen.scales for source, chosen in found.items()}
     before = _log_probabilities(student, ids[:1])
     equalise.move(student, sites, scales, _offset(student))
     after = _log_probabilities(student, ids[:1])
@@ -50,14 +45,37 @@ def _equalise(context: Context, folder: Path) -> None:
             "false, and report this model"
         )
     save_file({name: s.cpu().contiguous() for name, s in scales.items()}, folder / FILE)
-    least, most = min(float(s.min()) for s in scales.values()), max(float(s.max()) for s in scales.values())
-    write_json(
-        folder / "equalise.json", {"sites": len(sites), "tokens": ids.numel(), "scales": [least, most], "kl": kl}
-    )
+    there = {source: {"strength": c.strength, "left": c.left} for source, c in found.items()}
+    write_json(folder / "equalise.json", {"tokens": ids.numel(), "kl": kl, "sites": there})
+    used = [c for c in found.values() if c.strength]
+    spread = [float(end) for c in used for end in c.scales.aminmax()] or [1.0]
     context.progress.say(
-        f"  equalise: channels at {len(sites)} places scaled by {least:.2f} to {most:.2f}; in float the student is "
-        f"{kl:.1e} nats a token from what it was"
+        f"  equalise: {len(used)} of {len(sites)} places gain by other scales, {min(spread):.2f} to {max(spread):.2f}; "
+        f"in float the student is {kl:.1e} nats a token from what it was"
     )
+
+
+def _choose(context: Context, student: Any, sites: list[Any], ids: Any) -> dict[str, Any]:
+    """{source: what was chosen}; moments of one half of the rows round, those of the other half judge."""
+    from edgeslm.quantize.equalise import choose
+    from edgeslm.quantize.loss_moments import loss_moments
+
+    known, unseen = halves(ids)
+    computed = cast(made_student(context), context.compute.dtype)  # gradients are those of training
+    at, found = {site.source: site for site in sites}, {}
+    sizes = {site.source: 2 * 4 * len(site.readers) * (site.channels * site.copies) ** 2 for site in sites}
+    for group in groups(context, sizes):
+        names = [f"{reader}.weight" for source in group for reader in at[source].readers]
+        sides = []
+        for seed, part in enumerate((known, unseen), SEED):
+            with context.progress.task("what layers see of the text", part.numel(), "tokens") as bar:
+                sides.append(loss_moments(computed, part, names, outputs=False, seed=seed, on_progress=bar.reach))
+        with context.progress.task("scales of channels", len(group), "places") as bar:
+            for source in group:
+                found[source] = choose(student, at[source], *sides)
+                bar.advance(1)
+        del sides  # before the next are gathered
+    return found
 
 
 def moved(context: Context, student: Any) -> Any:

@@ -3,7 +3,7 @@ a plan for such rounding counts on."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgeslm.pipeline.stage import Context
@@ -15,15 +15,27 @@ ROWS = 2  # of text that run together
 
 def groups_of(context: Context, student: Any, names: Collection[str], by_loss: bool, sets: int = 1) -> list[list[str]]:
     """`names` of matrices, in groups of which `sets` sets of moments fit into memory."""
-    from edgeslm import compute
-    from edgeslm.quantize.importance import moment_groups
     from edgeslm.quantize.loss_moments import moment_sizes
 
     weights = dict(student.named_parameters())
     sizes = moment_sizes(student, names) if by_loss else {n: 4 * weights[n].shape[1] ** 2 for n in names}
+    return groups(context, {name: sets * size for name, size in sizes.items()})
+
+
+def groups(context: Context, sizes: Mapping[str, int]) -> list[list[str]]:
+    """Names of so many bytes, in groups that fit."""
+    from edgeslm import compute
+    from edgeslm.quantize.importance import moment_groups
+
     low, high = MOMENT_BYTES
     share = int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0))
-    return moment_groups({name: sets * size for name, size in sizes.items()}, min(high, max(low, share)))
+    return moment_groups(sizes, min(high, max(low, share)))
+
+
+def halves(ids: Any) -> tuple[Any, Any]:
+    """Of the rows: one to decide by, one to judge that on. One row has to do for both."""
+    half = (len(ids) + 1) // 2
+    return ids[:half], ids[half:] if len(ids) > 1 else ids
 
 
 def gathered(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool, seed: int) -> dict[str, Any]:
@@ -46,8 +58,7 @@ def left_by_feedback(context: Context, student: Any, ids: Any, names: Any, seed:
     from edgeslm.quantize.curvature import DAMPENING_ACROSS, LOSS_DAMPENING, curvature, left_over
     from edgeslm.quantize.feedback import rows_together
 
-    half = (len(ids) + 1) // 2
-    known, unseen = ids[:half], ids[half:] if len(ids) > 1 else ids
+    known, unseen = halves(ids)
     left = dict.fromkeys(names, 1.0)
     for group in groups_of(context, student, names, True, sets=2):
         by = gathered(context, student, known, group, True, seed)

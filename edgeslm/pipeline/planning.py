@@ -12,7 +12,7 @@ from edgeslm.errors import FormatError, RecipeError
 from edgeslm.pipeline.distill import chosen_student, shapes_of
 from edgeslm.pipeline.grid import channel_weights, grid_slice, importance_rows
 from edgeslm.pipeline.moments import left_by_feedback
-from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.prepare import cast, student_model
 from edgeslm.pipeline.stage import Context, Stage, computing, read_json, write_json
 
 SEED = 0  # a plan is a property of student and text: runs of other seeds share it
@@ -128,7 +128,7 @@ def _plan(context: Context, folder: Path) -> None:
     choices, allowed = task(context, shapes, facts.get("kept"))
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every, SEED)
-    computed = _computed(context)
+    computed = cast(student_model(context), context.compute.dtype)  # gradients are those of training
     costs = _costs(context, computed, dict(student.named_parameters()), choices, ids, importance)
     left = None
     if context.recipe.quantize.by_loss:
@@ -173,15 +173,6 @@ def _rows(context: Context) -> tuple[Any, Any, Any]:
     picked = (whole if len(whole) >= wanted else drawn)[:wanted]
     ids = rows.ids[picked].long().to(context.compute.device)
     return ids[:count], ids[count:], rows
-
-
-def _computed(context: Context) -> Any:
-    """The student in the type that training computes in: gradients are of that. A copy, for only its weights are cast,
-    buffers keep their type."""
-    model = student_model(context)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(context.compute.dtype)
-    return model
 
 
 def _costs(

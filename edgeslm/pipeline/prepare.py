@@ -240,6 +240,13 @@ def made_student(context: Context) -> Any:
     return kept_model(context, tuned) if tuned else built_student(context)
 
 
+def cast(model: Any, dtype: Any) -> Any:
+    """In place: its weights alone, buffers keep their type."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def kept_model(context: Context, folder: Path) -> Any:
     """The student that a stage has left in its folder, in float32."""
     import torch

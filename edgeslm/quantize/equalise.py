@@ -8,8 +8,8 @@ arXiv:1906.04721; Xiao et al., SmoothQuant, arXiv:2211.10438). Which s is best f
 AWQ's question (Lin et al., arXiv:2306.00978): the rounding error of a weight is as large as the step of its block,
 which grows with the root mean square of the s_j w_j in it, and counts h_j / s_j^2, h_j what the loss feels of channel
 j. The sum is least for s_j = (h_j / w_j^2)^(1/4), w_j^2 the mean square of the column, if all channels were in one
-block and rounded apart. Error feedback makes later columns pay for earlier ones and wants less: STRENGTH of that
-exponent.
+block and rounded apart. Error feedback makes later columns pay for earlier ones and wants less, some sites none: how
+much of that exponent is tried out, site by site, with feedback and on text that had no part in it.
 Shape letters: K channels, O rows of a reader, c copies of a channel (query heads that read one value head).
 """
 
@@ -23,9 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.errors import ModelError
+from edgeslm.formats import FORMATS
 from edgeslm.models.blocks import layers_name, layers_of
+from edgeslm.quantize.curvature import LOSS_DAMPENING, Curvature, curvature
+from edgeslm.quantize.feedback import layer_error, round_with_feedback
+from edgeslm.quantize.loss_moments import LossMoments
 
-STRENGTH = 0.5
+STRENGTHS = 0.0, 0.25, 0.5, 0.75, 1.0
+GAIN = 0.03  # of a site's loss, that moving its scales must spare: a sample of rows tells no less
+PROBE, PROBE_ROWS = "iq4_nl", 64
 FLOOR = 1e-6  # of the mean: channels that carry nothing
 INPUT_NORMS, FEED_FORWARD_NORMS = (
     ("input_layernorm", "ln_1"),
@@ -119,19 +125,43 @@ def _name_of(model: Any, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """`scales` s [K] of geometric mean 1; `left`: the share of rounding's loss that they leave, by `strength`."""
+
+    scales: Tensor
+    strength: float
+    left: float
+
+
 @torch.no_grad()
-def scales(model: Any, found: list[Site], felt: Mapping[str, Tensor], strength: float = STRENGTH) -> dict[str, Tensor]:
-    """{source of a site: s [K], of geometric mean 1}. `felt` {weight name: [K]}: what the loss feels of each channel,
-    sum of |g|^2 x^2."""
-    chosen = {}
-    for site in found:
-        weights = [model.get_submodule(name).weight.float() for name in site.readers]
-        felt_here: Any = sum(felt[f"{name}.weight"].double() for name in site.readers)
-        size: Any = sum(w.double().square().sum(0) for w in weights)
-        ratio = _floored(site.of_columns(felt_here)) / _floored(site.of_columns(size))
-        exponents = ratio.log() * (strength / 4)
-        chosen[site.source] = (exponents - exponents.mean()).exp().float()
-    return chosen
+def choose(model: Any, site: Site, known: LossMoments, unseen: LossMoments) -> Chosen:
+    """The strength that loses least when a sample of every reader's rows is rounded with feedback by the moments
+    `known`, on text with the moments `unseen`; none where it gains less than GAIN."""
+    names = [f"{name}.weight" for name in site.readers]
+    weights = [model.get_parameter(name).detach() for name in names]
+    felt: Any = sum(known.felt[n] * known.inputs[n].diagonal().double() for n in names)
+    size: Any = sum(w.double().square().sum(0) for w in weights)
+    exponents = (_floored(site.of_columns(felt)) / _floored(site.of_columns(size))).log() / 4
+    exponents = (exponents - exponents.mean()).float()
+    losses = dict.fromkeys(STRENGTHS, 0.0)
+    for name, weight in zip(names, weights, strict=True):
+        if weight.shape[1] % FORMATS[PROBE].block:
+            return Chosen(torch.ones_like(exponents), 0.0, 1.0)
+        rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:PROBE_ROWS]
+        some, curve = weight[rows.to(weight.device)].float(), curvature(known.inputs[name], LOSS_DAMPENING)
+        for strength in STRENGTHS:
+            s = site.to_columns((strength * exponents).exp())
+            # columns times s: H is divided by s on both sides, and H^-1 = U^T U has U S for U
+            scaled = Curvature(curve.hessian / s / s[:, None], curve.root * s)
+            found = round_with_feedback(some * s, scaled, FORMATS[PROBE], sweeps=0, name=name).weight / s
+            share = known.felt[name] * len(weight) / len(some)
+            losses[strength] += share * layer_error(some, found, unseen.inputs[name])
+    best = min(losses, key=lambda strength: losses[strength])
+    left = losses[best] / losses[0.0] if losses[0.0] else 1.0
+    if left > 1 - GAIN:
+        return Chosen(torch.ones_like(exponents), 0.0, 1.0)
+    return Chosen((best * exponents).exp(), best, left)
 
 
 def _floored(values: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ WIDEST = 4096  # outputs: with more, O^2 is most of the work; of the widest laye
 @dataclass(frozen=True)
 class LossMoments:
     """float32, by weight name. `inputs` H_I [K, K]; `outputs` H_O [O, O], which embedding, head and layers of more than
-    WIDEST outputs have none of."""
+    WIDEST outputs have none of. `felt`: sum of |g|^2 over tokens, by which H_I was divided, of layers and head."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    felt: dict[str, float]
 
 
 def loss_moments(
@@ -44,6 +45,7 @@ def loss_moments(
     ids: Tensor,
     names: Collection[str],
     *,
+    outputs: bool = True,
     seed: int = 0,
     rows: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
@@ -51,40 +53,13 @@ def loss_moments(
     """Of the weights `names` of a transformers causal model on ids [R, T]; `rows` rows are run together.
 
     Labels depend on `seed` and not on `names`, so that several calls for some names each give what one call for all
-    would. Gradients of weights are neither made nor touched. Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`),
+    would. Without `outputs` only the moments of inputs are made. Gradients of weights are neither made nor touched.
+    Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`),
     the graph of `rows` rows, and the gradients of the outputs that are asked for.
     """
-    sums = _Sums(frozenset(names))
-    _gather(model, ids, sums, seed, rows, on_progress)
-    return sums.result()
-
-
-def felt_channels(
-    model: Any,
-    ids: Tensor,
-    names: Collection[str],
-    *,
-    seed: int = 0,
-    rows: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Tensor]:
-    """{weight name: float32 [K]}, the sum of |g|^2 x^2 over the tokens of ids: what the loss feels of each channel of
-    the linear layers and of the head. Sums of weights that read one input can be added."""
-    sums = _Channels(frozenset(names))
-    _gather(model, ids, sums, seed, rows, on_progress)
-    return sums.found
-
-
-def _gather(
-    model: Any,
-    ids: Tensor,
-    sums: _Sums | _Channels,
-    seed: int,
-    rows: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> None:
     own = {id(weight): name for name, weight in model.named_parameters()}
     head = model.get_output_embeddings().weight
+    sums = _Sums(frozenset(names), outputs)
     read: list[tuple[str, Tensor, Tensor]] = []  # name, input, output of every layer that is asked for
     linear = [m for m in model.base_model.modules() if isinstance(m, nn.Linear) and own[id(m.weight)] in sums.wanted]
     hooks = [m.register_forward_hook(_reader(read, own[id(m.weight)])) for m in linear]
@@ -111,6 +86,7 @@ def _gather(
     finally:
         for hook in hooks:
             hook.remove()
+    return sums.result()
 
 
 def moment_sizes(model: Any, names: Collection[str]) -> dict[str, int]:
@@ -126,8 +102,8 @@ def moment_sizes(model: Any, names: Collection[str]) -> dict[str, int]:
 
 
 class _Sums:
-    def __init__(self, wanted: frozenset[str]):
-        self.wanted = wanted
+    def __init__(self, wanted: frozenset[str], with_outputs: bool):
+        self.wanted, self.with_outputs = wanted, with_outputs
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.weights: dict[str, float] = {}  # sums of |g|^2
@@ -154,7 +130,7 @@ class _Sums:
     def add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
         g = gradient.reshape(-1, gradient.shape[-1]).float()
         self.add_inputs(name, inputs, g.square().sum(1))
-        if g.shape[1] <= WIDEST:
+        if self.with_outputs and g.shape[1] <= WIDEST:
             _add(self.outputs, name, g)
             self.tokens[name] = self.tokens.get(name, 0) + len(g)
 
@@ -163,30 +139,7 @@ class _Sums:
             total.div_(max(self.weights[name], torch.finfo(torch.float32).tiny))
         for name, total in self.outputs.items():
             total.div_(self.tokens[name])
-        return LossMoments(self.inputs, self.outputs)
-
-
-class _Channels:
-    """The diagonals of the inputs' moments, not divided by anything."""
-
-    def __init__(self, wanted: frozenset[str]):
-        self.wanted = wanted
-        self.found: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add_inputs(self, name: str, inputs: Tensor, weigh: Tensor) -> None:
-        if name in self.wanted:
-            x, w = inputs.reshape(-1, inputs.shape[-1]).float(), weigh.reshape(-1, 1).float()
-            felt = (x.square() * w).sum(0)
-            self.found[name] = self.found[name] + felt if name in self.found else felt
-
-    @torch.no_grad()
-    def add_embedding(self, name: str, gradient: Tensor, tied: bool) -> None:
-        """An embedding has no input."""
-
-    @torch.no_grad()
-    def add(self, name: str, inputs: Tensor, gradient: Tensor) -> None:
-        self.add_inputs(name, inputs, gradient.reshape(-1, gradient.shape[-1]).float().square().sum(1))
+        return LossMoments(self.inputs, self.outputs, self.weights)
 
 
 def _add(sums: dict[str, Tensor], name: str, x: Tensor) -> None:
