@@ -21,6 +21,7 @@ from edgeslm.quantize.feedback import layer_error, round_with_feedback
 from edgeslm.quantize.frozen import Frozen
 from edgeslm.quantize.loss_moments import loss_moments
 from edgeslm.recipe import Recipe
+from edgeslm.report import render
 from tests import tiny
 
 # sites of a layer: what its attention reads, its values, what its feed-forward part reads and, where gated, its units
@@ -132,6 +133,10 @@ def test_a_recipe_ships_the_moved_scales_and_the_same_float_student(tmp_path: An
         root = run(loaded, tmp_path, tmp_path / name, Progress(quiet=True), until="distill")
         stages = json.loads((root / "run.json").read_text())["stages"]
         assert ("equalise" in stages) == (name == "moved")
+        told = render(root)
+        page, data = told.markdown.read_text().replace("\\", ""), json.loads(told.json.read_text())
+        assert ("Scales of channels moved before rounding" in page) == bool(data["equalised"]) == (name == "moved")
+        assert ("input_layernorm" in page) == (name == "moved")
         sides[name] = Frozen.load(root / stages["distill"] / "frozen").tensors
         points = json.loads((root / stages["distill"] / "summary.json").read_text())["heldout"]
         assert points[0]["kl"] == pytest.approx(0, abs=2e-5 if name == "moved" else 1e-6)

@@ -58,6 +58,7 @@ class Run:
     importance: dict[str, Any]
     sft: dict[str, Any]  # what fine-tuning did, {} where a recipe asks for none
     plan: dict[str, Any]  # formats chosen for a size, {} for a recipe that names its formats
+    equalised: dict[str, Any]  # where scales of channels were moved, {} for a recipe that moves none
     training: dict[str, Any]  # distill summary
     steps: tuple[dict[str, Any], ...]  # distill log
     problems: tuple[Problem, ...]
@@ -166,6 +167,7 @@ def read(root: Path) -> Run:
         "importance": document("student", "importance.json"),
         "sft": document("sft", "sft.json"),
         "plan": document("plan", "plan.json"),
+        "equalised": document("equalise", "equalise.json"),
         "training": document("distill", "summary.json"),
         "steps": _steps(r, folders.get("distill")),
     }

@@ -116,6 +116,7 @@ def results(run: Run) -> dict[str, Any]:
         "importance": run.importance,
         "sft": run.sft,
         "plan": run.plan,
+        "equalised": run.equalised,
         "training": run.training,
         "answers": list(run.answers),
         "tasks": run.tasks,

@@ -1,4 +1,5 @@
-"""The formats chosen for a size: a grid of layers by kinds coloured by bits, and predicted KL against bytes."""
+"""The formats chosen for a size: a grid of layers by kinds coloured by bits, and predicted KL against bytes. Before
+them, where a recipe moves scales of channels, how much of rounding's loss that spares."""
 
 from __future__ import annotations
 
@@ -17,12 +18,28 @@ ROW = 22
 
 
 def formats(run: Run) -> Section | None:
-    """Nothing for a recipe that names its formats itself."""
-    plan = run.plan
-    if not plan:
-        return None
-    made: list[Block] = [_grid(plan), _frontier(plan), _kinds(plan), _told(plan)]
-    return Section("formats", "Formats chosen for the size", made)
+    """Nothing for a recipe that names its formats itself and moves no scales."""
+    plan, moved = run.plan, run.equalised
+    made: list[Block] = [_moved(moved)] if moved.get("sites") else []
+    if plan:
+        made += [_grid(plan), _frontier(plan), _kinds(plan), _told(plan)]
+    title = "Formats chosen for the size" if plan else "Scales of channels"
+    return Section("formats", title, made) if made else None
+
+
+def _moved(moved: Mapping[str, Any]) -> Table:
+    """By what the channels come out of: a norm, the values, the units of a feed-forward part."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for source, site in moved["sites"].items():
+        kinds.setdefault(source.rpartition(".")[2], []).append(site)
+    rows = []
+    for kind, found in kinds.items():
+        used = [site for site in found if site["strength"]]
+        left = sorted(site["left"] for site in used)
+        middle = f"{left[len(left) // 2]:.0%} ({left[0]:.0%} to {left[-1]:.0%})" if left else "-"
+        rows.append((kind, f"{len(found)}", f"{len(used)}", middle))
+    columns = ("Channels out of", "Places", "With other scales", "Rounding loss left there: median (least to most)")
+    return Table("Scales of channels moved before rounding", columns, tuple(rows), frozenset({1, 2, 3}), half=True)
 
 
 def _level(bits: float) -> int:
