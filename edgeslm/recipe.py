@@ -104,6 +104,13 @@ class Recipe(Part):
                 "quantize.importance.file: was measured before equalise moves scales of channels; give importance: "
                 "{tokens: ...}, or say equalise: false"
             )
+        terms = [(term.loss, term.model_extra or {}) for term in self.distill.objective]
+        terms += [(getattr(self.distill.scheme, "loss", ""), getattr(self.distill.scheme, "model_extra", None) or {})]
+        if part.equalise and any(n == "minilm" and "value" in more.get("relations", ("value",)) for n, more in terms):
+            raise ValueError(
+                "quantize.equalise: gives values other scales than the teacher's, which 'minilm' compares; give that "
+                "loss relations: [query, key], or say equalise: false"
+            )
         return self
 
     @model_validator(mode="after")

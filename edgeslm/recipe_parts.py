@@ -185,7 +185,8 @@ class QuantizePart(Part):
     lets later columns make up for the errors of earlier ones (GPTQ, arXiv:2210.17323); `fisher` does so too, and counts
     errors by what the loss feels of them, token by token and output by output (YAQA, arXiv:2505.22988). `equalise`:
     norms and earlier layers first take over scales of channels, so that the weights that matter most are rounded most
-    finely (after AWQ, arXiv:2306.00978); the student in float stays what it was. `activations`: round inputs in
+    finely (after AWQ, arXiv:2306.00978); how far is tried out with iq4_nl and feedback. The student's logits in float
+    stay what they were. `activations`: round inputs in
     training as that runtime does."""
 
     plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] | None = None

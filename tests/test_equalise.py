@@ -110,7 +110,7 @@ def rounding_loss(model: Any, site: equalise.Site, known: Any, unseen: Any) -> f
     for name in (f"{reader}.weight" for reader in site.readers):
         weight, curve = model.get_parameter(name).detach(), curvature(known.inputs[name], LOSS_DAMPENING)
         rounded = round_with_feedback(weight, curve, FORMATS[equalise.PROBE], sweeps=0).weight
-        total += known.felt[name] * layer_error(weight, rounded, unseen.inputs[name])
+        total += known.felt[name] / len(weight) * layer_error(weight, rounded, unseen.inputs[name])
     return total
 
 
@@ -153,6 +153,7 @@ def test_a_recipe_ships_the_moved_scales_and_the_same_float_student(tmp_path: An
     [
         (["student={kind: scratch, hidden: 64, layers: 1, heads: 2}"], "drawn at random"),
         (["quantize.importance={file: none.gguf}"], "before equalise moves"),
+        (["distill.objective=[{loss: minilm}]"], "which 'minilm' compares"),
     ],
 )
 def test_what_has_nothing_to_move_is_refused(tmp_path: Any, overrides: list[str], words: str) -> None:
@@ -166,3 +167,28 @@ def test_recipes_from_before_keep_their_hash(tmp_path: Any) -> None:
     plain, moved = (recipes.load(tmp_path / "tiny.yaml", o) for o in ([], ["quantize.equalise=true"]))
     assert isinstance(plain, Recipe) and "equalise" not in plain.to_yaml() and "equalise: true" in moved.to_yaml()
     assert plain.training_hash != moved.training_hash
+
+
+def test_seeds_share_scales_and_other_text_to_find_them_by_does_not(tmp_path: Any) -> None:
+    tiny.recipe(tmp_path)
+
+    def folder(*overrides: str) -> str:
+        text = (
+            "data.sources=[{kind: text, paths: [learn.txt], share: 1.0}]"  # written rows would be others by each seed
+        )
+        given = ["student={kind: copy}", "quantize.equalise=true", text, *overrides]
+        root = run(recipes.load(tmp_path / "tiny.yaml", given), tmp_path, tmp_path, Progress(quiet=True), "equalise")
+        return json.loads((root / "run.json").read_text())["stages"]["equalise"]
+
+    first = folder("quantize.importance={tokens: 128}")
+    assert folder("quantize.importance={tokens: 128}", "seed=1", "distill.train.lr=0.5") == first
+    assert folder("quantize.importance={tokens: 256}") != first
+
+
+def test_a_layer_that_does_nothing_moves_no_scales() -> None:
+    model = awake("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+    site = equalise.sites(model)[0]
+    moments = loss_moments(model, IDS, [f"{name}.weight" for name in site.readers], outputs=False)
+    assert equalise.choose(model, site, moments, moments).strength == 0

@@ -68,6 +68,7 @@ def space(context: Context, student: int, teacher: Any, found: Any) -> None:
     scored = recipe.evaluate.windows * recipe.evaluate.context // 2
     files = sum(4 if choice.endswith("f32") else 2 for choice in recipe.export.teacher)
     wanted = {
+        "round": student * FROZEN_BYTES,
         "distill": student * (2 * CHECKPOINT_BYTES + FROZEN_BYTES),  # a new checkpoint is written beside the old one
         "export": student * SHIPPED_BYTES + teacher.parameters * files,
         "evaluate": scored * 4 * teacher.vocab_size,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeslm.pipeline.equalising import scales_digest
 from edgeslm.pipeline.follow import Points, forward_kls, summary, worse_than_start
-from edgeslm.pipeline.grid import grid_slice, start_on_grid
+from edgeslm.pipeline.grid import codes_digest, grid_slice, start_on_grid
 from edgeslm.pipeline.groups import exchange, here, own_start
 from edgeslm.pipeline.guides import another, more_sources, objectives, on_policy, read_order, teachers
 from edgeslm.pipeline.origin import metadata
@@ -22,7 +23,7 @@ def _slice(context: Context) -> Any:
     recipe = context.recipe
     parts = [part.model_dump(mode="json") for part in (recipe.quantize, recipe.distill)]
     planned = plan_of(context).rules if recipe.quantize.target else None
-    recorded, rounded = context.folders.get("record"), context.folders.get("round")
+    recorded = context.folders.get("record")
     return (
         parts,
         recipe.teacher.model_dump(mode="json", exclude={"model", "sha256", "tokenizer"}),
@@ -32,7 +33,7 @@ def _slice(context: Context) -> Any:
         [*computing(context), *together()],
         chosen_student(context),
         planned,
-        rounded.name if rounded else None,
+        codes_digest(context),
         grid_slice(context),
     )
 
@@ -262,8 +263,7 @@ def student_arch(context: Context) -> str:
 
 def chosen_student(context: Context) -> Any:
     """How the student was made, and its channels' scales; figures of those stages do not matter to training."""
-    equalised = context.folders.get("equalise")
-    return (*made_how(context), *([equalised.name] if equalised else []))
+    return (*made_how(context), *scales_digest(context))
 
 
 # the student stage is read too, but through `chosen_student`: other text to judge by must not train anew

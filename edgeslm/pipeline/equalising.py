@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeslm.artifact import file_sha256
 from edgeslm.errors import ModelError
 from edgeslm.pipeline.grid import importance_rows
-from edgeslm.pipeline.moments import groups, halves
+from edgeslm.pipeline.moments import in_halves
 from edgeslm.pipeline.prepare import cast, made_how, made_student
 from edgeslm.pipeline.stage import Context, Stage, computing, write_json
 
@@ -30,10 +31,12 @@ def _equalise(context: Context, folder: Path) -> None:
     from edgeslm.data.rows import Rows
     from edgeslm.quantize import equalise
 
+    computed = cast(made_student(context), context.compute.dtype)  # gradients are those of training
     student = made_student(context)
     ids = importance_rows(context, Rows.load(context.folders["data"] / "rows.safetensors"), SEED)
     sites = equalise.sites(student)
-    found = _choose(context, student, sites, ids)
+    found = _choose(context, student, computed, sites, ids)
+    del computed
     scales = {source: chosen.scales for source, chosen in found.items()}
     before = _log_probabilities(student, ids[:1])
     equalise.move(student, sites, scales, _offset(student))
@@ -55,27 +58,26 @@ def _equalise(context: Context, folder: Path) -> None:
     )
 
 
-def _choose(context: Context, student: Any, sites: list[Any], ids: Any) -> dict[str, Any]:
-    """{source: what was chosen}; moments of one half of the rows round, those of the other half judge."""
+def _choose(context: Context, student: Any, computed: Any, sites: list[Any], ids: Any) -> dict[str, Any]:
+    """{source: what was chosen}, by moments of `computed` and the weights of `student`."""
     from edgeslm.quantize.equalise import choose
-    from edgeslm.quantize.loss_moments import loss_moments
 
-    known, unseen = halves(ids)
-    computed = cast(made_student(context), context.compute.dtype)  # gradients are those of training
     at, found = {site.source: site for site in sites}, {}
-    sizes = {site.source: 2 * 4 * len(site.readers) * (site.channels * site.copies) ** 2 for site in sites}
-    for group in groups(context, sizes):
-        names = [f"{reader}.weight" for source in group for reader in at[source].readers]
-        sides = []
-        for seed, part in enumerate((known, unseen), SEED):
-            with context.progress.task("what layers see of the text", part.numel(), "tokens") as bar:
-                sides.append(loss_moments(computed, part, names, outputs=False, seed=seed, on_progress=bar.reach))
+    readers = {source: [f"{name}.weight" for name in site.readers] for source, site in at.items()}
+    sizes = {source: 4 * len(readers[source]) * (site.channels * site.copies) ** 2 for source, site in at.items()}
+    for group, known, unseen in in_halves(context, computed, ids, readers, sizes, SEED, outputs=False):
         with context.progress.task("scales of channels", len(group), "places") as bar:
             for source in group:
-                found[source] = choose(student, at[source], *sides)
+                found[source] = choose(student, at[source], known, unseen)
                 bar.advance(1)
-        del sides  # before the next are gathered
+        del known, unseen  # before the next are gathered
     return found
+
+
+def scales_digest(context: Context) -> list[str]:
+    """What later stages know the scales by; nothing where none were moved."""
+    folder = context.folders.get("equalise")
+    return [file_sha256(folder / FILE)] if folder else []
 
 
 def moved(context: Context, student: Any) -> Any:

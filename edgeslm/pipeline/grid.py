@@ -28,6 +28,12 @@ def rounded(context: Context, folder: Path, group: int) -> Path:
     return folder / (f"rounded-{group}" if group and starts_apart(context.recipe) else "rounded")
 
 
+def codes_digest(context: Context) -> list[str]:
+    """Of every start that the rounding stage has kept; nothing where it was not run."""
+    folder = context.folders.get("round")
+    return [file_sha256(path) for path in sorted(folder.glob("rounded*/frozen.safetensors"))] if folder else []
+
+
 def _adopt(masters: Any, folder: Path) -> None:
     from edgeslm.quantize.frozen import Frozen
 

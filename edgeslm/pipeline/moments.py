@@ -3,7 +3,7 @@ a plan for such rounding counts on."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from edgeslm.pipeline.stage import Context
@@ -13,13 +13,13 @@ MOMENT_SHARE = 0.15  # of all memory in between; each group of them is one more 
 ROWS = 2  # of text that run together
 
 
-def groups_of(context: Context, student: Any, names: Collection[str], by_loss: bool, sets: int = 1) -> list[list[str]]:
-    """`names` of matrices, in groups of which `sets` sets of moments fit into memory."""
+def groups_of(context: Context, student: Any, names: Collection[str], by_loss: bool) -> list[list[str]]:
+    """`names` of matrices, in groups whose moments fit into memory."""
     from edgeslm.quantize.loss_moments import moment_sizes
 
     weights = dict(student.named_parameters())
     sizes = moment_sizes(student, names) if by_loss else {n: 4 * weights[n].shape[1] ** 2 for n in names}
-    return groups(context, {name: sets * size for name, size in sizes.items()})
+    return groups(context, sizes)
 
 
 def groups(context: Context, sizes: Mapping[str, int]) -> list[list[str]]:
@@ -32,10 +32,31 @@ def groups(context: Context, sizes: Mapping[str, int]) -> list[list[str]]:
     return moment_groups(sizes, min(high, max(low, share)))
 
 
-def halves(ids: Any) -> tuple[Any, Any]:
-    """Of the rows: one to decide by, one to judge that on. One row has to do for both."""
+def in_halves(
+    context: Context,
+    model: Any,
+    ids: Any,
+    wanted: Mapping[str, list[str]],
+    sizes: Mapping[str, int],
+    seed: int,
+    outputs: bool = True,
+) -> Iterator[tuple[list[str], Any, Any]]:
+    """(keys, LossMoments of one half of the rows of ids [R, T], of the other), group by group of keys whose weights
+    `wanted`, of so many bytes a set of moments, fit into memory together. One half is to decide by and the other to
+    judge that on: on text of its own a curvature promises wide matrices far too much. A single row has to do for both.
+    """
+    from edgeslm.quantize.loss_moments import loss_moments
+
     half = (len(ids) + 1) // 2
-    return ids[:half], ids[half:] if len(ids) > 1 else ids
+    parts = ids[:half], ids[half:] if len(ids) > 1 else ids
+    for group in groups(context, {key: 2 * size for key, size in sizes.items()}):
+        names, sides = [name for key in group for name in wanted[key]], list[Any]()
+        for number, part in enumerate(parts, seed):
+            with context.progress.task("what layers see of the text", part.numel(), "tokens") as bar:
+                found = loss_moments(model, part, names, outputs=outputs, seed=number, rows=ROWS, on_progress=bar.reach)
+                sides.append(found)
+        yield group, sides.pop(0), sides.pop()
+        del found  # before the next are gathered, as the reader has to
 
 
 def gathered(context: Context, student: Any, ids: Any, names: list[str], by_loss: bool, seed: int) -> dict[str, Any]:
@@ -51,22 +72,19 @@ def gathered(context: Context, student: Any, ids: Any, names: list[str], by_loss
     return {"moments": found.inputs, "outputs": found.outputs, "dampening": LOSS_DAMPENING}
 
 
-def left_by_feedback(context: Context, student: Any, ids: Any, names: Any, seed: int) -> dict[str, float]:
-    """{matrix: share of its rounding's loss that feedback leaves, as far as inputs and outputs tell}, for a plan.
-    One half of the rows of ids [R, T] says how errors are passed on, the other what that loses: on text of its own a
-    curvature promises wide matrices far too much."""
+def left_by_feedback(context: Context, model: Any, ids: Any, names: Any, seed: int) -> dict[str, float]:
+    """{matrix: share of its rounding's loss that feedback leaves, as far as inputs and outputs tell}, for a plan."""
     from edgeslm.quantize.curvature import DAMPENING_ACROSS, LOSS_DAMPENING, curvature, left_over
     from edgeslm.quantize.feedback import rows_together
+    from edgeslm.quantize.loss_moments import moment_sizes
 
-    known, unseen = halves(ids)
     left = dict.fromkeys(names, 1.0)
-    for group in groups_of(context, student, names, True, sets=2):
-        by = gathered(context, student, known, group, True, seed)
-        over = gathered(context, student, unseen, group, True, seed + 1)
-        for name, moment in by["moments"].items():
-            left[name] *= left_over(curvature(moment, LOSS_DAMPENING), over["moments"][name])
-        for name, moment in by["outputs"].items():
+    sizes = moment_sizes(model, names)
+    for _, known, unseen in in_halves(context, model, ids, {name: [name] for name in sizes}, sizes, seed):
+        for name, moment in known.inputs.items():
+            left[name] *= left_over(curvature(moment, LOSS_DAMPENING), unseen.inputs[name])
+        for name, moment in known.outputs.items():
             together = rows_together(len(moment), moment.device)
-            left[name] *= left_over(curvature(moment, DAMPENING_ACROSS), over["outputs"][name], together)
-        del by, over  # before the next are gathered
+            left[name] *= left_over(curvature(moment, DAMPENING_ACROSS), unseen.outputs[name], together)
+        del known, unseen
     return left

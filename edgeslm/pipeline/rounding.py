@@ -1,7 +1,7 @@
 """The rounding stage: codes and scales of every matrix before training, for a recipe that rounds with feedback.
 
-A stage of its own, since no setting of training changes it, and since processes that train together, whose sums differ
-in their last bits, then all begin with the same codes.
+A stage of its own, since steps, rates and objectives do not change it, and since processes that train together, whose
+sums differ in their last bits, then all begin with the same codes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from edgeslm.errors import DataError
 from edgeslm.pipeline.distill import DISTILL, plan_of, shapes_of
 from edgeslm.pipeline.groups import common_hash, named, served
 from edgeslm.pipeline.prepare import student_model
+from edgeslm.pipeline.rounding import ROUND
 from edgeslm.pipeline.run import run, stages
 from edgeslm.pipeline.stage import Context, read_json
 from edgeslm.progress import Progress
@@ -31,7 +32,7 @@ def server(recipe: Recipe, base: Path, runs: Path, progress: Progress, address: 
         place.try_out(None)
     except OSError as error:
         raise DataError(f"{place}: cannot be read ({error}); mend this, groups write there") from error
-    names = [stage.name for stage in stages(recipe)]
+    names = [stage.name for stage in stages(recipe) if stage is not ROUND]  # first codes come from the groups as well
     root = run(recipe, base, runs, progress, until=names[names.index(DISTILL.name) - 1])
     context = Context(recipe, base, root, progress)
     context.folders = {name: root / folder for name, folder in read_json(root / "run.json")["stages"].items()}

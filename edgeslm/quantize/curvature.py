@@ -48,7 +48,7 @@ def left_over(curve: Curvature, seen: Tensor, together: int = 1) -> float:
     (rows, where `curve` is that of outputs).
 
     Feedback makes independent errors E [O, K] into E F U, F the inverses of U's diagonal blocks of `together` columns,
-    so that tr(U' F' seen F U) is lost where each column by itself would lose tr(seen). On the curve's own moment that
+    so that tr(F U seen U' F') is lost where each column by itself would lose tr(seen). On the curve's own moment that
     is the sum of the blocks' squared inverses; on other text it is more, and the more so the fewer tokens made it.
     """
     total = float(seen.diagonal().sum(dtype=torch.float64))
@@ -59,4 +59,4 @@ def left_over(curve: Curvature, seen: Tensor, together: int = 1) -> float:
         eye = torch.eye(len(spread[part]), device=spread.device)
         inverse = torch.linalg.solve_triangular(curve.root[part, part], eye, upper=True)
         lost += float(((inverse @ spread[part, part]) * inverse).sum(dtype=torch.float64))
-    return min(1.0, lost / total)
+    return min(1.0, lost / total) if total > 0 else 1.0

@@ -26,11 +26,11 @@ from edgeslm.errors import ModelError
 from edgeslm.formats import FORMATS
 from edgeslm.models.blocks import layers_name, layers_of
 from edgeslm.quantize.curvature import LOSS_DAMPENING, Curvature, curvature
-from edgeslm.quantize.feedback import layer_error, round_with_feedback
+from edgeslm.quantize.feedback import SLICE_WEIGHTS, layer_error, round_with_feedback
 from edgeslm.quantize.loss_moments import LossMoments
 
 STRENGTHS = 0.0, 0.25, 0.5, 0.75, 1.0
-GAIN = 0.03  # of a site's loss, that moving its scales must spare: a sample of rows tells no less
+GAIN = 0.03  # of a site's loss, that other scales must spare: smaller differences are noise of the sample
 PROBE, PROBE_ROWS = "iq4_nl", 64
 FLOOR = 1e-6  # of the mean: channels that carry nothing
 INPUT_NORMS, FEED_FORWARD_NORMS = (
@@ -40,7 +40,7 @@ INPUT_NORMS, FEED_FORWARD_NORMS = (
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn")
 VALUES, OUTPUTS = ("self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn"), ("self_attn.o_proj", "attn.c_proj")
 FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.c_fc")
-UP, DOWN = ("mlp.up_proj", "mlp.gate_up_proj"), ("mlp.down_proj",)  # of gated parts alone
+UP, DOWN, GATES = ("mlp.up_proj", "mlp.gate_up_proj"), ("mlp.down_proj",), ("mlp.gate_proj", "mlp.gate_up_proj")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _values(layer: nn.Module, place: str, config: Any) -> Site | None:
 
 def _units(layer: nn.Module, place: str) -> Site | None:
     up, down = _named(layer, UP), _named(layer, DOWN)
-    if not up or not down:
+    if not up or not down or not _named(layer, GATES):  # without a gate an activation lies between the two
         return None
     (source, rows), (reader, columns) = next(iter(up.items())), next(iter(down.items()))
     channels = int(columns.weight.shape[1])
@@ -137,17 +137,19 @@ class Chosen:
 @torch.no_grad()
 def choose(model: Any, site: Site, known: LossMoments, unseen: LossMoments) -> Chosen:
     """The strength that loses least when a sample of every reader's rows is rounded with feedback by the moments
-    `known`, on text with the moments `unseen`; none where it gains less than GAIN."""
+    `known`, on text with the moments `unseen`; none where it gains less than GAIN. Tried with PROBE, whatever the
+    recipe's formats are: a plan comes later. Readers of one input count by what the loss feels of each."""
     names = [f"{name}.weight" for name in site.readers]
     weights = [model.get_parameter(name).detach() for name in names]
     felt: Any = sum(known.felt[n] * known.inputs[n].diagonal().double() for n in names)
-    size: Any = sum(w.double().square().sum(0) for w in weights)
+    size: Any = sum(_column_squares(w) for w in weights)
     exponents = (_floored(site.of_columns(felt)) / _floored(site.of_columns(size))).log() / 4
     exponents = (exponents - exponents.mean()).float()
+    none = Chosen(torch.ones_like(exponents), 0.0, 1.0)
+    if any(weight.shape[1] % FORMATS[PROBE].block for weight in weights) or not all(known.felt[n] for n in names):
+        return none  # no grid takes such rows, or a layer of which the loss feels nothing
     losses = dict.fromkeys(STRENGTHS, 0.0)
     for name, weight in zip(names, weights, strict=True):
-        if weight.shape[1] % FORMATS[PROBE].block:
-            return Chosen(torch.ones_like(exponents), 0.0, 1.0)
         rows = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:PROBE_ROWS]
         some, curve = weight[rows.to(weight.device)].float(), curvature(known.inputs[name], LOSS_DAMPENING)
         for strength in STRENGTHS:
@@ -155,13 +157,21 @@ def choose(model: Any, site: Site, known: LossMoments, unseen: LossMoments) -> C
             # columns times s: H is divided by s on both sides, and H^-1 = U^T U has U S for U
             scaled = Curvature(curve.hessian / s / s[:, None], curve.root * s)
             found = round_with_feedback(some * s, scaled, FORMATS[PROBE], sweeps=0, name=name).weight / s
-            share = known.felt[name] * len(weight) / len(some)
+            share = known.felt[name] / len(some)  # |g|^2 is already summed over the rows
             losses[strength] += share * layer_error(some, found, unseen.inputs[name])
     best = min(losses, key=lambda strength: losses[strength])
     left = losses[best] / losses[0.0] if losses[0.0] else 1.0
     if left > 1 - GAIN:
-        return Chosen(torch.ones_like(exponents), 0.0, 1.0)
+        return none
     return Chosen((best * exponents).exp(), best, left)
+
+
+def _column_squares(weight: Tensor) -> Tensor:
+    """[O, K] -> float64 [K], without a copy of a whole head."""
+    found = weight.new_zeros(weight.shape[1], dtype=torch.float64)
+    for part in weight.split(max(1, SLICE_WEIGHTS // weight.shape[1])):
+        found += part.double().square().sum(0)
+    return found
 
 
 def _floored(values: Tensor) -> Tensor:

@@ -39,7 +39,13 @@ def _moved(moved: Mapping[str, Any]) -> Table:
         middle = f"{left[len(left) // 2]:.0%} ({left[0]:.0%} to {left[-1]:.0%})" if left else "-"
         rows.append((kind, f"{len(found)}", f"{len(used)}", middle))
     columns = ("Channels out of", "Places", "With other scales", "Rounding loss left there: median (least to most)")
-    return Table("Scales of channels moved before rounding", columns, tuple(rows), frozenset({1, 2, 3}), half=True)
+    return Table(
+        "Scales of channels moved before rounding, tried on a sample with iq4_nl",
+        columns,
+        tuple(rows),
+        frozenset({1, 2, 3}),
+        half=True,
+    )
 
 
 def _level(bits: float) -> int:
