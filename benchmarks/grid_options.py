@@ -26,12 +26,14 @@ ARMS: dict[str, list[str]] = {
     "nearest rounding": ["quantize.rounding=nearest"],
     "feedback by inputs alone": ["quantize.rounding=feedback"],
     "feedback by the loss": ["quantize.rounding=fisher"],
+    "scales of channels moved": ["quantize.equalise=true"],
     "no importance": ["quantize.importance=null", "quantize.rounding=nearest"],
     "the teacher on the grid too": ["teacher.format=q4_0"],
     "not trained": ["distill.train.steps=0"],
     "nearest rounding, not trained": ["quantize.rounding=nearest", "distill.train.steps=0"],
     "feedback by inputs alone, not trained": ["quantize.rounding=feedback", "distill.train.steps=0"],
     "feedback by the loss, not trained": ["quantize.rounding=fisher", "distill.train.steps=0"],
+    "scales of channels moved, not trained": ["quantize.equalise=true", "distill.train.steps=0"],
 }
 Row = dict[str, Any]
 
