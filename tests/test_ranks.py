@@ -183,3 +183,22 @@ def test_the_first_process_says_what_is_wrong_and_the_others_only_that_it_stoppe
     done = torchrun("-m", "edgeslm", "run", path, "distill.objective=[{loss: hiden}]", "--runs", tmp_path / "runs")
     assert done.returncode != 0 and "unknown loss 'hiden'" in done.stderr
     assert "Error" not in re.sub("ChildFailedError", "", done.stderr), done.stderr
+
+
+def test_processes_begin_with_the_scales_and_codes_that_the_first_has_found(tmp_path):
+    path = tiny.recipe(tmp_path)
+    start = [*QUICK, "threads=1", "quantize.start=0", "quantize.equalise=true", "quantize.rounding=fisher"]
+    done = torchrun("-m", "edgeslm", "run", path, *start, "--runs", tmp_path / "runs", "--until", "distill", "--quiet")
+    assert done.returncode == 0, done.stderr[-3000:]
+    root = tmp_path / "runs" / "tiny"
+    stages = json.loads((root / "run.json").read_text())["stages"]
+    assert {"equalise", "round"} <= set(stages)
+
+    from edgeslm.pipeline.run import run
+    from edgeslm.progress import Progress
+
+    alone = run(recipes.load(path, start), tmp_path, tmp_path / "alone", Progress(quiet=True), until="distill")
+    (folder,) = alone.glob("distill-*")
+    assert (alone / stages["round"]).exists()  # rounding is the first process's alone, and so the same
+    first = [float(lines[0]["loss"]) for lines in (log(folder), log(root / stages["distill"]))]
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
