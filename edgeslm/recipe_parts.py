@@ -186,8 +186,7 @@ class QuantizePart(Part):
     errors by what the loss feels of them, token by token and output by output (YAQA, arXiv:2505.22988). `equalise`:
     norms and earlier layers first take over scales of channels, so that the weights that matter most are rounded most
     finely (after AWQ, arXiv:2306.00978); how far is tried out with iq4_nl and feedback. The student's logits in float
-    stay what they were. `activations`: round inputs in
-    training as that runtime does."""
+    stay what they were. `activations`: round inputs in training as that runtime does."""
 
     plan: Annotated[tuple[PlanRule, ...], Field(min_length=1)] | None = None
     target: TargetPart | None = None

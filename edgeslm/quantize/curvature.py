@@ -52,11 +52,11 @@ def left_over(curve: Curvature, seen: Tensor, together: int = 1) -> float:
     is the sum of the blocks' squared inverses; on other text it is more, and the more so the fewer tokens made it.
     """
     total = float(seen.diagonal().sum(dtype=torch.float64))
-    spread = curve.root @ seen.to(curve.root) @ curve.root.T
-    lost = 0.0
-    for at in range(0, len(spread), together):
+    through, lost = curve.root @ seen.to(curve.root), 0.0
+    for at in range(0, len(through), together):
         part = slice(at, at + together)
-        eye = torch.eye(len(spread[part]), device=spread.device)
+        spread = through[part] @ curve.root[part].T  # U seen U', of which no other blocks are needed
+        eye = torch.eye(len(spread), device=spread.device)
         inverse = torch.linalg.solve_triangular(curve.root[part, part], eye, upper=True)
-        lost += float(((inverse @ spread[part, part]) * inverse).sum(dtype=torch.float64))
+        lost += float(((inverse @ spread) * inverse).sum(dtype=torch.float64))
     return min(1.0, lost / total) if total > 0 else 1.0

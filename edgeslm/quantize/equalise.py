@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from edgeslm.errors import ModelError
 from edgeslm.formats import FORMATS
-from edgeslm.models.blocks import layers_name, layers_of
+from edgeslm.models.blocks import ATTENTIONS, layers_name, layers_of
 from edgeslm.quantize.curvature import LOSS_DAMPENING, Curvature, curvature
 from edgeslm.quantize.feedback import SLICE_WEIGHTS, layer_error, round_with_feedback
 from edgeslm.quantize.loss_moments import LossMoments
@@ -33,12 +33,11 @@ STRENGTHS = 0.0, 0.25, 0.5, 0.75, 1.0
 GAIN = 0.03  # of a site's loss, that other scales must spare: smaller differences are noise of the sample
 PROBE, PROBE_ROWS = "iq4_nl", 64
 FLOOR = 1e-6  # of the mean: channels that carry nothing
-INPUT_NORMS, FEED_FORWARD_NORMS = (
-    ("input_layernorm", "ln_1"),
-    ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"),
-)
-ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn")
-VALUES, OUTPUTS = ("self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn"), ("self_attn.o_proj", "attn.c_proj")
+INPUT_NORMS = ("input_layernorm", "ln_1")
+FEED_FORWARD_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
+ATTENTION = tuple(f"{place}.{name}" for place, *names in ATTENTIONS for name in names)
+VALUES = tuple(f"{place}.{names[-1]}" for place, *names in ATTENTIONS)
+OUTPUTS = ("self_attn.o_proj", "attn.c_proj")
 FEED_FORWARD = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.c_fc")
 UP, DOWN, GATES = ("mlp.up_proj", "mlp.gate_up_proj"), ("mlp.down_proj",), ("mlp.gate_proj", "mlp.gate_up_proj")
 

@@ -54,8 +54,8 @@ def loss_moments(
 
     Labels depend on `seed` and not on `names`, so that several calls for some names each give what one call for all
     would. Without `outputs` only the moments of inputs are made. Gradients of weights are neither made nor touched.
-    Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`),
-    the graph of `rows` rows, and the gradients of the outputs that are asked for.
+    Held are 4 (K^2 + O^2) bytes a weight (`moment_sizes`), the graph of `rows` rows, and the gradients of the outputs
+    that are asked for.
     """
     own = {id(weight): name for name, weight in model.named_parameters()}
     head = model.get_output_embeddings().weight
