@@ -1,4 +1,4 @@
-"""Fills the README's tables from the records: `python -m benchmarks.readme`; with `--check` it only compares.
+"""Fills the tables of both READMEs from the records: `python -m benchmarks.readme`; with `--check` it only compares.
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test runs `--check`, so no figure can be typed by hand.
 """
@@ -50,7 +50,7 @@ METHOD_RECIPES = {
     "stories15m-6m-two-teachers": "teachers_mean",
     "stories15m-6m-self-taught": "self_average",
 }
-README = Path(__file__).parent.parent / "README.md"
+PAGES = (Path(__file__).parent.parent / "README.md", Path(__file__).parent / "README.md")
 RECIPE = quickstart_controls.RECIPE
 
 
@@ -204,15 +204,17 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """The README with every table made anew."""
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
-        found = pattern.search(text)
-        if found is None:
-            raise SystemExit(f"README.md has no place for the table '{name}'")
-        text = text[: found.end(1)] + make() + text[found.start(2) :]
-    return text
+def filled(pages: dict[Path, str]) -> dict[Path, str]:
+    """The pages with every table made anew, each where its place is."""
+    places = {name: re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S) for name in TABLES}
+    for name, place in places.items():
+        holders = [path for path, text in pages.items() if place.search(text)]
+        if len(holders) != 1:
+            raise SystemExit(f"the table '{name}' has {len(holders)} places in the READMEs; it takes one")
+        said = TABLES[name]()
+        path = holders[0]
+        pages = pages | {path: place.sub(lambda m, said=said: m[1] + said + m[2], pages[path], count=1)}
+    return pages
 
 
 def recipe_comment() -> str:
@@ -256,22 +258,19 @@ def commented(path: Path, line: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text(encoding="utf-8")
-    wanted = filled(text)
+    pages = filled({path: path.read_text(encoding="utf-8") for path in PAGES})
     recipes = {path: commented(path, line) for path, line in recipe_comments().items()}
     images = {
         picture.OUT: picture.draw(record.read("quickstart")[-1]),
         students_picture.OUT: students_picture.draw(record.read("students")),
     }
+    made = {**pages, **recipes, **images}
     if "--check" in sys.argv:
-        made = {**recipes, **images}
-        if wanted != text or any(path.read_text(encoding="utf-8") != said for path, said in made.items()):
-            raise SystemExit(
-                "README.md, its picture or a recipe differs from the records; run python -m benchmarks.readme"
-            )
+        stale = [path.name for path, said in made.items() if path.read_text(encoding="utf-8") != said]
+        if stale:
+            raise SystemExit(f"not what the records say: {', '.join(stale)}; run python -m benchmarks.readme")
         return
-    README.write_text(wanted, encoding="utf-8")
-    for path, said in {**recipes, **images}.items():
+    for path, said in made.items():
         path.write_text(said, encoding="utf-8")
 
 

@@ -109,6 +109,7 @@ def test_computing_with_some_layers_is_computing_with_the_pruned_model(family: s
     with depth.only(model, [0, 2, 4]):
         some = logits(model)
     assert torch.equal(some, logits(depth.prune(model, [0, 2, 4]))) and torch.equal(logits(model), before)
+    assert torch.equal(some, logits(depth.prune(model, [0, 2, 4], share=True))) and torch.equal(logits(model), before)
     assert model.config.num_hidden_layers == 5
     own = torch.nn.functional.cross_entropy(before[:, :-1].reshape(-1, 288), IDS[:, 1:].reshape(-1))
     assert depth.text_loss(model, IDS) == pytest.approx(float(own), rel=1e-5)

@@ -152,6 +152,18 @@ def test_shapes_are_those_told_beforehand_and_weights_the_same_again(family: str
     assert parameter_shapes(first.config.to_dict()) == shapes(first)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sizes", [{}, {"ffn": 96}, {"heads": 2, "kv_heads": 1}, {"hidden": 48}])
+def test_a_student_has_weights_of_its_own_and_the_teacher_keeps_its(tied: bool, sizes: dict[str, int]) -> None:
+    teacher = tiny("qwen2", tied)
+    before = [weight.clone() for weight in teacher.parameters()]
+    student, _ = width.prune(teacher, dict(sizes), "importance", TEXT)
+    theirs = {weight.data_ptr() for weight in teacher.parameters()}
+    assert not theirs & {weight.data_ptr() for weight in student.parameters()}
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True))
+    assert len(list(student.parameters())) == len(before)
+
+
 def test_sizes_that_cannot_be_had_are_refused() -> None:
     config = tiny("llama", True).config.to_dict()
     with pytest.raises(ModelError, match=r"student\.hidden is 80 but the teacher has 64 hidden channels"):

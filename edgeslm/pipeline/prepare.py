@@ -209,8 +209,7 @@ def _choices(built: Any, chosen: Any, origin: Any, teacher: Any, judged: Any) ->
 
     rows = [("chosen", built.facts["kept"], chosen)]
     for name, kept in built.rivals.items():
-        # a copy: where the student is cut from its teacher, the teacher has to stay whole beside it
-        rows.append((name, kept, closeness(depth.prune(origin, kept), teacher, judged)))
+        rows.append((name, kept, closeness(depth.prune(origin, kept, share=True), teacher, judged)))
     return [{"choice": name, "kept": kept, "loss": found.loss, "kl": found.kl} for name, kept, found in rows]
 
 

@@ -35,11 +35,11 @@ def by_depth(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
 
 def by_width(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
     """Layers first, where fewer are asked for; what is then chosen and fitted sees the teacher without them."""
+    used = ids[: max(1, part.importance_tokens // ids.shape[1])]
     facts: dict[str, Any] = {}
     if part.layers is not None:
-        fewer = by_depth(part, teacher, ids)
-        teacher, facts = fewer.model, fewer.facts
-    used = ids[: max(1, part.importance_tokens // ids.shape[1])]
+        layers = depth.choose(teacher, used, part.layers, part.choose, part.contiguous)
+        teacher, facts = depth.prune(teacher, layers.kept, share=True), asdict(layers)
     sizes = {key: getattr(part, key) for key in SIZES if key != "layers"}
     student, chosen = width.prune(teacher, sizes, part.method, used)
     return Built(student, facts | chosen | {"method": f"width_{part.method}", "tokens": used.numel()}, True)

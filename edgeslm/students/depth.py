@@ -190,21 +190,27 @@ def only(model: Any, kept: Sequence[int]) -> Iterator[None]:
             setattr(config, key, value)
 
 
-def prune(model: Any, kept: list[int]) -> Any:
-    """A copy of the teacher with the kept layers only; all weights are the student's own."""
+def prune(model: Any, kept: list[int], share: bool = False) -> Any:
+    """A copy of the teacher with the kept layers only. `share`: its weights are the teacher's, not copies of them."""
     layers, name = layers_of(model), layers_name(model)
+    memo = same_weights(model) if share else {}
     setattr(model.base_model, name, nn.ModuleList())
     try:
-        student = copy.deepcopy(model)
+        student = copy.deepcopy(model, memo)
     finally:
         setattr(model.base_model, name, layers)
-    setattr(student.base_model, name, nn.ModuleList(copy.deepcopy(layers[i]) for i in kept))
+    setattr(student.base_model, name, nn.ModuleList(copy.deepcopy(layers[i], memo) for i in kept))
     for index, layer in enumerate(layers_of(student)):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
     _set_depth(student.config, kept)
     return student
+
+
+def same_weights(model: nn.Module) -> dict[int, Any]:
+    """What `copy.deepcopy` takes as memo so that the copy is made of modules of its own around the same weights."""
+    return {id(weight): weight for weight in model.parameters()}
 
 
 def _set_depth(config: Any, kept: Sequence[int]) -> None:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.models.shapes import pruned
+from edgeslm.students.depth import same_weights
 
 RIDGE = 1e-4  # of the mean second moment: keeps a least-squares estimate from fitting a few thousand tokens
 MOMENT_BYTES = 1 << 31  # feed-forward moments [F, F] held at a time; the rest takes another pass over the text
@@ -39,7 +40,7 @@ def prune(teacher: Any, sizes: dict[str, int | None], method: str, ids: Tensor, 
     [R, T], `rows` run together. Raises ModelError for sizes that cannot be had."""
     config = teacher.config.to_dict()
     shape = pruned(config, sizes)
-    student, facts = copy.deepcopy(teacher), dict[str, Any]()
+    student, facts = copy.deepcopy(teacher, same_weights(teacher)), dict[str, Any]()  # cuts replace weights
     layers, whole = list(zip(teacher.base_model.layers, student.base_model.layers, strict=True)), pruned(config, {})
     if shape["intermediate_size"] < whole["intermediate_size"]:
         held = max(1, MOMENT_BYTES // (4 * config["intermediate_size"] ** 2))
@@ -62,7 +63,18 @@ def prune(teacher: Any, sizes: dict[str, int | None], method: str, ids: Tensor, 
         facts |= _cut_hidden(teacher, student, shape["hidden_size"], method, ids, rows)
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
         setattr(student.config, key, shape[key])
+    _own(student, teacher)
     return student, facts
+
+
+def _own(student: nn.Module, teacher: nn.Module) -> None:
+    """What no cut replaced becomes the student's own; weights that are tied stay so."""
+    copies, theirs = dict[int, nn.Parameter](), {id(weight) for weight in teacher.parameters()}
+    for module in student.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) in theirs:
+                made = copies.setdefault(id(weight), nn.Parameter(weight.detach().clone(), weight.requires_grad))
+                setattr(module, name, made)
 
 
 def second_moments(model: Any, ids: Tensor, modules: Sequence[nn.Module], rows: int) -> list[Tensor]:
