@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -63,7 +64,21 @@ def brought_row(rung: str, recipe: Path, folder: Path, student: Student, windows
 
 def _trained(recipe: Any, summary: Row) -> Row:
     curve = [{key: point[key] for key in ("tokens", "kl")} for point in summary["heldout"]]
-    return {"training_tokens": recipe.tokens, "curve": curve, "training": recipe.training_hash}
+    return {
+        "training_tokens": recipe.tokens,
+        "curve": curve,
+        "training": recipe.training_hash,
+        "recipe_hash": _recipe_hash(recipe),
+    }
+
+
+def _recipe_hash(recipe: Any) -> str:
+    """The same for every seed, and wherever the teacher's file lies."""
+    import yaml
+
+    trains = yaml.safe_load(recipe.training_yaml())
+    text = json.dumps(trains | {"seed": None, "teacher": None, "name": None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _row(loaded: Any, base: Path, student: Student, windows: Any, runs: Path, threads: int) -> Row:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,23 +150,31 @@ def recorded(model: str, key: str) -> list[Row]:
 
 
 def latest(records: list[Row]) -> dict[str, list[Row]]:
-    """{model: rows of its last key, rivals' and ours}; of each rung and recipe of ours the last row of every seed whose
-    tensors have the formats of the last: seeds of two plans are not three seeds of one."""
+    """{model: rows of its last key, rivals' and ours}"""
     keys = {r["model"]: r["key"] for r in records if r["kind"] == "rival"}
-    found = {m: {_row_of(r): r for r in records if r["kind"] in ("rival", "ours") and r["key"] == k}
-             for m, k in keys.items()}  # fmt: skip
-    named = ("model", "key", "rung", "recipe")
-    plans = {tuple(r[k] for k in named): r["types"] for r in records if r["kind"] == "ours"}
-
-    def of_last_plan(row: Row) -> bool:
-        return row["kind"] != "ours" or row["types"] == plans[tuple(row[k] for k in named)]
-
-    return {model: [r for r in rows.values() if of_last_plan(r)] for model, rows in found.items()}
+    found: dict[str, list[Row]] = {}
+    for model, key in keys.items():
+        rows = [r for r in records if r["model"] == model and r["key"] == key]
+        rivals = {(r["rival"], r["name"]): r for r in rows if r["kind"] == "rival"}
+        found[model] = [*rivals.values(), *newest(r for r in rows if r["kind"] == "ours")]
+    return found
 
 
-def _row_of(row: Row) -> tuple[Any, ...]:
-    keys = ("rung", "recipe", "seed") if row["kind"] == "ours" else ("rival", "name")
-    return (row["kind"], *(row[key] for key in keys))
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Of every rung and recipe the seeds that belong together: from its last row back to where a seed comes again or
+    the recipe was another. (A plan may differ by seed: what a teacher writes does.)"""
+    kept: dict[tuple[str, str], list[Row]] = {}
+    ended = set[tuple[str, str]]()
+    for row in reversed(list(rows)):
+        place = row["rung"], row["recipe"]
+        series = kept.setdefault(place, [])
+        if row["seed"] in {r["seed"] for r in series} or {r.get("recipe_hash") for r in series} - {
+            row.get("recipe_hash")
+        }:
+            ended.add(place)
+        if place not in ended:
+            series.append(row)
+    return [row for series in kept.values() for row in reversed(series)]
 
 
 def by_recipe(rows: list[Row], rung: str) -> dict[str, list[Row]]:

@@ -211,9 +211,10 @@ def filled(pages: dict[Path, str]) -> dict[Path, str]:
         holders = [path for path, text in pages.items() if place.search(text)]
         if len(holders) != 1:
             raise SystemExit(f"the table '{name}' has {len(holders)} places in the READMEs; it takes one")
-        said = TABLES[name]()
-        path = holders[0]
-        pages = pages | {path: place.sub(lambda m, said=said: m[1] + said + m[2], pages[path], count=1)}
+        text = pages[holders[0]]
+        found = place.search(text)
+        assert found is not None
+        pages = pages | {holders[0]: text[: found.end(1)] + TABLES[name]() + text[found.start(2) :]}
     return pages
 
 

@@ -81,29 +81,24 @@ def test_records_name_no_place(path):
     assert strings and not [value for value in strings if ABSOLUTE.search(value)]
 
 
-def test_a_rung_shows_seeds_of_one_plan_only():
-    """Old rows of another plan are no seeds of the new one; of a seed the last row counts."""
+def test_a_rung_shows_the_seeds_of_its_last_series():
+    """From the last row back to where a seed comes again or the recipe was another."""
     from benchmarks import quality_ladder
 
-    same = {"model": "m", "key": "k"}
-    rival = {"kind": "rival", "rival": "r", "name": "file", "bits": 4.5, "kl": 0.1, **same}
-    old, new = {"q3_k": 2}, {"iq3_s": 2}
-    ours = [
-        {
-            "kind": "ours",
-            "rung": "3.4",
-            "seed": seed,
-            "kl": kl,
-            "types": types,
-            "exact_tensors": 1.0,
-            "recipe": "a",
-            **same,
-        }
-        for seed, kl, types in [(0, 0.3, old), (1, 0.3, old), (0, 0.2, new), (0, 0.1, new)]
-    ]
-    (rows,) = quality_ladder.latest([rival, *ours]).values()
-    assert [(r["seed"], r["kl"]) for r in rows if r["kind"] == "ours"] == [(0, 0.1)]
-    assert quality_ladder.figures([rival, *ours])["one_bit_down"] == {"m": {"3.4": 1.0}}
+    same = {"model": "m", "key": "k", "exact_tensors": 1.0, "recipe": "a", "rung": "3.4"}
+    rival = {"kind": "rival", "rival": "r", "name": "file", "bits": 4.5, "kl": 0.1, "model": "m", "key": "k"}
+
+    def shown(*rows: tuple[int, float, str | None]) -> list[tuple[int, float]]:
+        ours = [{"kind": "ours", "seed": s, "kl": kl, **same} | ({"recipe_hash": h} if h else {}) for s, kl, h in rows]
+        (found,) = quality_ladder.latest([rival, *ours]).values()
+        return [(r["seed"], r["kl"]) for r in found if r["kind"] == "ours"]
+
+    assert shown((0, 0.3, None), (1, 0.3, None), (0, 0.2, None), (0, 0.1, None)) == [(0, 0.1)]
+    assert shown((1, 0.5, None), (0, 0.3, None), (1, 0.2, None), (2, 0.1, None)) == [(0, 0.3), (1, 0.2), (2, 0.1)]
+    assert shown((0, 0.3, "old"), (1, 0.2, "new"), (2, 0.1, "new")) == [(1, 0.2), (2, 0.1)]
+    assert shown((0, 0.3, None), (1, 0.2, "new")) == [(1, 0.2)]
+    ours = {"kind": "ours", "seed": 0, "kl": 0.1, **same}
+    assert quality_ladder.figures([rival, ours])["one_bit_down"] == {"m": {"3.4": 1.0}}
 
 
 def test_a_rung_has_the_figure_of_its_best_recipe():
