@@ -90,6 +90,15 @@ def test_greedy_measures_again_after_every_layer_that_goes() -> None:
     assert chosen.dropped == [4] and chosen.scores == pytest.approx(alone)
 
 
+@pytest.mark.parametrize("how", list(depth.METHODS))
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("keep", [3, 5])
+def test_passes_over_the_text_are_those_told_beforehand(how: str, contiguous: bool, keep: int) -> None:
+    told = list[int]()
+    depth.choose(tiny.llama(5), IDS, keep, how, contiguous, told.append)
+    assert sum(told) == depth.passes(5, keep, how, contiguous) * IDS.numel()
+
+
 def test_position_alone() -> None:
     model = tiny.llama(7)
     assert depth.choose(model, IDS, 4, "even").kept == [0, 2, 4, 6]

@@ -164,6 +164,14 @@ def test_a_student_has_weights_of_its_own_and_the_teacher_keeps_its(tied: bool, 
     assert len(list(student.parameters())) == len(before)
 
 
+@pytest.mark.parametrize("sizes", [{}, {"ffn": 96}, {"heads": 2, "kv_heads": 1}, {"ffn": 96, "hidden": 48}])
+def test_passes_over_the_text_are_those_told_beforehand(sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, told = tiny("llama", True), list[int]()
+    monkeypatch.setattr(width, "MOMENT_BYTES", 4 * teacher.config.intermediate_size**2)  # a layer at a time
+    width.prune(teacher, dict(sizes), "importance", TEXT, on_tokens=told.append)
+    assert sum(told) == width.passes(teacher, dict(sizes)) * TEXT.numel()
+
+
 def test_sizes_that_cannot_be_had_are_refused() -> None:
     config = tiny("llama", True).config.to_dict()
     with pytest.raises(ModelError, match=r"student\.hidden is 80 but the teacher has 64 hidden channels"):

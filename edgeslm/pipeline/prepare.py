@@ -175,7 +175,7 @@ def _student(context: Context, folder: Path) -> None:
         built = Built(origin, {"method": "existing", "source": source.sha256})
     else:
         torch.manual_seed(context.recipe.seed)
-        built = BUILDERS[part.kind](part, origin, ids)
+        built = BUILDERS[part.kind](part, origin, ids, context.progress)
     judged = heldout_ids(context)
     before, after = closeness(teacher, teacher, judged), closeness(built.model, teacher, judged)
     facts = {

@@ -1,4 +1,4 @@
-"""Students from a teacher already in memory: `build(part, teacher, ids) -> Built`."""
+"""Students from a teacher already in memory: `build(part, teacher, ids, progress) -> Built`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.models.shapes import SIZES
+from edgeslm.progress import Progress
 from edgeslm.students import depth, scratch, width
 
 
@@ -25,31 +26,39 @@ class Built:
     rivals: dict[str, list[int]] = field(default_factory=dict)
 
 
-def by_depth(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
+def by_depth(part: Any, teacher: nn.Module, ids: Tensor, progress: Progress) -> Built:
     used = ids[: max(1, part.importance_tokens // ids.shape[1])]
-    chosen = depth.choose(teacher, used, part.layers, part.choose, part.contiguous)
-    others = {name: depth.choose(teacher, used, part.layers, name).kept for name in getattr(part, "compare", ())}
+    chosen = _layers(part, teacher, used, part.choose, part.contiguous, progress)
+    compared = getattr(part, "compare", ())
+    others = {name: _layers(part, teacher, used, name, False, progress).kept for name in compared}
     facts = asdict(chosen) | {"tokens": used.numel()}
     return Built(depth.prune(teacher, chosen.kept), facts, rivals=others)
 
 
-def by_width(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
+def _layers(part: Any, teacher: Any, ids: Tensor, how: Any, contiguous: bool, progress: Progress) -> depth.Choice:
+    times = depth.passes(teacher.config.num_hidden_layers, part.layers, how, contiguous)
+    with progress.task("which layers matter", times * ids.numel(), "tokens") as bar:
+        return depth.choose(teacher, ids, part.layers, how, contiguous, bar.advance)
+
+
+def by_width(part: Any, teacher: nn.Module, ids: Tensor, progress: Progress) -> Built:
     """Layers first, where fewer are asked for; what is then chosen and fitted sees the teacher without them."""
     used = ids[: max(1, part.importance_tokens // ids.shape[1])]
     facts: dict[str, Any] = {}
     if part.layers is not None:
-        layers = depth.choose(teacher, used, part.layers, part.choose, part.contiguous)
+        layers = _layers(part, teacher, used, part.choose, part.contiguous, progress)
         teacher, facts = depth.prune(teacher, layers.kept, share=True), asdict(layers)
     sizes = {key: getattr(part, key) for key in SIZES if key != "layers"}
-    student, chosen = width.prune(teacher, sizes, part.method, used)
+    with progress.task("which widths matter", width.passes(teacher, sizes) * used.numel(), "tokens") as bar:
+        student, chosen = width.prune(teacher, sizes, part.method, used, on_tokens=bar.advance)
     return Built(student, facts | chosen | {"method": f"width_{part.method}", "tokens": used.numel()}, True)
 
 
-def from_scratch(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
+def from_scratch(part: Any, teacher: nn.Module, ids: Tensor, progress: Progress) -> Built:
     """Weights are drawn by the seed that torch was given last."""
     student, facts = scratch.build(part, teacher, torch.initial_seed())
     return Built(student, facts, True)
 
 
-def copied(part: Any, teacher: nn.Module, ids: Tensor) -> Built:
+def copied(part: Any, teacher: nn.Module, ids: Tensor, progress: Progress) -> Built:
     return Built(copy.deepcopy(teacher), {"method": "copy"})

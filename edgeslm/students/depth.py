@@ -29,6 +29,11 @@ from edgeslm.students.pattern import kinds, most_influence
 
 CHUNK = 256  # predictions whose logits exist at a time
 ROWS = 4  # rows run together
+Told = Callable[[int], object]  # is told how many tokens were read since it was told last
+
+
+def nobody(tokens: int) -> None:
+    """Who is told where none asked to be."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Choice:
 
 
 @torch.no_grad()
-def block_influence(model: Any, ids: Tensor, rows: int = ROWS, span: int = 1) -> list[float]:
+def block_influence(model: Any, ids: Tensor, rows: int = ROWS, span: int = 1, on_tokens: Told = nobody) -> list[float]:
     """One score for each run of `span` layers, by the layer it begins with, in 0..2. ids [R, T]."""
     layers = layers_of(model)
     sums = torch.zeros(len(layers) - span + 1, dtype=torch.float64)
@@ -71,6 +76,7 @@ def block_influence(model: Any, ids: Tensor, rows: int = ROWS, span: int = 1) ->
         for at in range(0, ids.shape[0], rows):
             hidden_states(model, ids[at : at + rows])
             seen.clear()
+            on_tokens(ids[at : at + rows].numel())
     finally:
         for hook in hooks:
             hook.remove()
@@ -78,7 +84,7 @@ def block_influence(model: Any, ids: Tensor, rows: int = ROWS, span: int = 1) ->
 
 
 @torch.no_grad()
-def text_loss(model: Any, ids: Tensor, rows: int = ROWS) -> float:
+def text_loss(model: Any, ids: Tensor, rows: int = ROWS, on_tokens: Told = nobody) -> float:
     """Mean cross-entropy of the next token on ids [R, T], in nats."""
     head, total = head_weight(model), 0.0
     for at in range(0, ids.shape[0], rows):
@@ -88,50 +94,56 @@ def text_loss(model: Any, ids: Tensor, rows: int = ROWS) -> float:
             logits = (states[start : start + CHUNK] @ head.T).float()
             some = targets[start : start + CHUNK]
             total += float(torch.nn.functional.cross_entropy(logits, some, reduction="sum"))
+        on_tokens(part.numel())
     return total / (ids.shape[0] * (ids.shape[1] - 1))
 
 
-def loss_without(model: Any, ids: Tensor, alive: Sequence[int], span: int = 1) -> list[float]:
+def loss_without(model: Any, ids: Tensor, alive: Sequence[int], span: int = 1, on_tokens: Told = nobody) -> list[float]:
     """By how much the loss rises when the run of `span` layers that begins at each place of `alive` goes too."""
     with only(model, alive):
-        whole = text_loss(model, ids)
+        whole = text_loss(model, ids, on_tokens=on_tokens)
     rises = []
     for at in range(len(alive) - span + 1):
         with only(model, [*alive[:at], *alive[at + span :]]):
-            rises.append(text_loss(model, ids) - whole)
+            rises.append(text_loss(model, ids, on_tokens=on_tokens) - whole)
     return rises
 
 
-def _by_influence(model: Any, ids: Tensor, keep: int, contiguous: bool) -> Choice:
-    return _by_scores("block_influence", lambda span: block_influence(model, ids, span=span), model, keep, contiguous)
+def _by_influence(model: Any, ids: Tensor, keep: int, contiguous: bool, told: Told) -> Choice:
+    def scores(span: int) -> list[float]:
+        return block_influence(model, ids, span=span, on_tokens=told)
+
+    return _by_scores("block_influence", scores, model, keep, contiguous)
 
 
-def _by_loss(model: Any, ids: Tensor, keep: int, contiguous: bool) -> Choice:
-    every = range(_count(model))
-    return _by_scores("loss_without", lambda span: loss_without(model, ids, every, span), model, keep, contiguous)
+def _by_loss(model: Any, ids: Tensor, keep: int, contiguous: bool, told: Told) -> Choice:
+    def scores(span: int) -> list[float]:
+        return loss_without(model, ids, range(_count(model)), span, told)
+
+    return _by_scores("loss_without", scores, model, keep, contiguous)
 
 
-def _greedily(model: Any, ids: Tensor, keep: int, contiguous: bool) -> Choice:
+def _greedily(model: Any, ids: Tensor, keep: int, contiguous: bool, told: Told) -> Choice:
     alive, first = list(range(_count(model))), list[float]()
     while len(alive) > keep:
-        rises = loss_without(model, ids, alive)
+        rises = loss_without(model, ids, alive, on_tokens=told)
         first = first or rises
         del alive[min(range(len(rises)), key=lambda i: (rises[i], i))]
     return _choice("greedy_loss", model, alive, first)
 
 
-def _evenly(model: Any, ids: Tensor, keep: int, contiguous: bool) -> Choice:
+def _evenly(model: Any, ids: Tensor, keep: int, contiguous: bool, told: Told) -> Choice:
     """The first and the last stay, the others at even distances."""
     last = _count(model) - 1
     kept = [round(i * last / (keep - 1)) for i in range(keep)] if keep > 1 else [last]
     return _choice("evenly_spaced", model, kept, [])
 
 
-def _first(model: Any, ids: Tensor, keep: int, contiguous: bool) -> Choice:
+def _first(model: Any, ids: Tensor, keep: int, contiguous: bool, told: Told) -> Choice:
     return _choice("first_layers", model, list(range(keep)), [])
 
 
-METHODS: dict[str, Callable[[Any, Tensor, int, bool], Choice]] = {
+METHODS: dict[str, Callable[[Any, Tensor, int, bool, Told], Choice]] = {
     "influence": _by_influence,
     "loss": _by_loss,
     "greedy": _greedily,
@@ -140,7 +152,18 @@ METHODS: dict[str, Callable[[Any, Tensor, int, bool], Choice]] = {
 }
 
 
-def choose(model: Any, ids: Tensor, keep: int, how: str | Sequence[int], contiguous: bool = False) -> Choice:
+def passes(layers: int, keep: int, how: str | Sequence[int], contiguous: bool = False) -> int:
+    """How often `choose` reads its text."""
+    if how == "influence":
+        return 1
+    if how == "loss":
+        return keep + 2 if contiguous and keep < layers else layers + 1
+    return sum(alive + 1 for alive in range(keep + 1, layers + 1)) if how == "greedy" else 0
+
+
+def choose(
+    model: Any, ids: Tensor, keep: int, how: str | Sequence[int], contiguous: bool = False, on_tokens: Told = nobody
+) -> Choice:
     """`how`: a name of METHODS, or the layers to keep. Raises ModelError for layers that are not there."""
     count = _count(model)
     if keep > count:
@@ -149,7 +172,7 @@ def choose(model: Any, ids: Tensor, keep: int, how: str | Sequence[int], contigu
         if not all(0 <= layer < count for layer in how):
             raise ModelError(f"student.choose names layer {max(how)} but the teacher has {count} layers, from 0 on")
         return _choice("given", model, list(how), [])
-    return METHODS[how](model, ids, keep, contiguous)
+    return METHODS[how](model, ids, keep, contiguous, on_tokens)
 
 
 def _by_scores(method: str, scores_of: Callable[[int], list[float]], model: Any, keep: int, contiguous: bool) -> Choice:

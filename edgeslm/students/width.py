@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.models.shapes import pruned
-from edgeslm.students.depth import same_weights
+from edgeslm.students.depth import Told, nobody, same_weights
 
 RIDGE = 1e-4  # of the mean second moment: keeps a least-squares estimate from fitting a few thousand tokens
 MOMENT_BYTES = 1 << 31  # feed-forward moments [F, F] held at a time; the rest takes another pass over the text
@@ -35,7 +35,9 @@ SMALLEST_GAIN = 0.1  # of a norm's mean weight: no channel of the student starts
 
 
 @torch.no_grad()
-def prune(teacher: Any, sizes: dict[str, int | None], method: str, ids: Tensor, rows: int = 4) -> tuple[Any, dict]:
+def prune(
+    teacher: Any, sizes: dict[str, int | None], method: str, ids: Tensor, rows: int = 4, on_tokens: Told = nobody
+) -> tuple[Any, dict]:
     """(student, what was chosen) from a float32 teacher; `sizes` by keys of models.shapes.SIZES, but for layers. ids
     [R, T], `rows` run together. Raises ModelError for sizes that cannot be had."""
     config = teacher.config.to_dict()
@@ -43,28 +45,43 @@ def prune(teacher: Any, sizes: dict[str, int | None], method: str, ids: Tensor, 
     student, facts = copy.deepcopy(teacher, same_weights(teacher)), dict[str, Any]()  # cuts replace weights
     layers, whole = list(zip(teacher.base_model.layers, student.base_model.layers, strict=True)), pruned(config, {})
     if shape["intermediate_size"] < whole["intermediate_size"]:
-        held = max(1, MOMENT_BYTES // (4 * config["intermediate_size"] ** 2))
+        held = _held(config)
         facts["ffn_kept"] = []
         for at in range(0, len(layers), held):
             part = layers[at : at + held]
-            found = second_moments(teacher, ids, [old.mlp.down_proj for old, _ in part], rows)
+            found = second_moments(teacher, ids, [old.mlp.down_proj for old, _ in part], rows, on_tokens)
             facts["ffn_kept"] += [
                 _cut_units(new.mlp, moment, shape["intermediate_size"])
                 for (_, new), moment in zip(part, found, strict=True)
             ]
     heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
     if (heads, groups) != (whole["num_attention_heads"], whole["num_key_value_heads"]):
-        found = second_moments(teacher, ids, [old.self_attn.o_proj for old, _ in layers], rows)
+        found = second_moments(teacher, ids, [old.self_attn.o_proj for old, _ in layers], rows, on_tokens)
         facts["heads"] = [
             _cut_heads(new.self_attn, moment, whole, heads, groups)
             for (_, new), moment in zip(layers, found, strict=True)
         ]
     if shape["hidden_size"] < whole["hidden_size"]:
-        facts |= _cut_hidden(teacher, student, shape["hidden_size"], method, ids, rows)
+        found = second_moments(teacher, ids, _norms(teacher), rows, on_tokens)
+        facts |= _cut_hidden(teacher, student, shape["hidden_size"], method, found)
     for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"):
         setattr(student.config, key, shape[key])
     _own(student, teacher)
     return student, facts
+
+
+def passes(teacher: Any, sizes: dict[str, int | None]) -> int:
+    """How often `prune` reads its text."""
+    config = teacher.config.to_dict()
+    shape, whole = pruned(config, sizes), pruned(config, {})
+    cut = {key for key in whole if shape[key] != whole[key]}
+    units = -(-config["num_hidden_layers"] // _held(config)) if "intermediate_size" in cut else 0
+    return units + bool(cut & {"num_attention_heads", "num_key_value_heads"}) + ("hidden_size" in cut)
+
+
+def _held(config: dict[str, Any]) -> int:
+    """Layers whose feed-forward moments are held at a time."""
+    return max(1, MOMENT_BYTES // (4 * config["intermediate_size"] ** 2))
 
 
 def _own(student: nn.Module, teacher: nn.Module) -> None:
@@ -77,7 +94,9 @@ def _own(student: nn.Module, teacher: nn.Module) -> None:
                 setattr(module, name, made)
 
 
-def second_moments(model: Any, ids: Tensor, modules: Sequence[nn.Module], rows: int) -> list[Tensor]:
+def second_moments(
+    model: Any, ids: Tensor, modules: Sequence[nn.Module], rows: int, on_tokens: Told = nobody
+) -> list[Tensor]:
     """Mean over tokens of x x' [k, k], on the CPU; x is a module's input, for a norm what its weight multiplies."""
     sums: dict[int, Tensor] = {}
 
@@ -96,6 +115,7 @@ def second_moments(model: Any, ids: Tensor, modules: Sequence[nn.Module], rows: 
     try:
         for at in range(0, ids.shape[0], rows):
             model.base_model(input_ids=ids[at : at + rows], use_cache=False)
+            on_tokens(ids[at : at + rows].numel())
     finally:
         for hook in hooks:
             hook.remove()
@@ -180,11 +200,17 @@ class Reader(NamedTuple):
     columns: Tensor
 
 
-def _cut_hidden(teacher: Any, student: Any, width: int, method: str, ids: Tensor, rows: int) -> dict[str, Any]:
+def _norms(model: Any) -> list[Any]:
+    """In the order of computation."""
+    base = model.base_model
+    return [n for layer in base.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)] + [base.norm]
+
+
+def _cut_hidden(teacher: Any, student: Any, width: int, method: str, found: list[Tensor]) -> dict[str, Any]:
+    """`found`: second moments [D, D] before each norm's weight."""
     old, new = teacher.base_model, student.base_model
-    norms = [n for layer in old.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)] + [old.norm]
-    moments = [moment.double() for moment in second_moments(teacher, ids, norms, rows)]
-    gains = [_double(norm.weight) for norm in norms]
+    moments = [moment.double() for moment in found]
+    gains = [_double(norm.weight) for norm in _norms(teacher)]
     embedding, tied = _double(old.embed_tokens.weight), bool(teacher.config.tie_word_embeddings)
     write, facts = _basis(method, width, moments, gains, tied)
     for index, layer in enumerate(new.layers):
