@@ -172,6 +172,16 @@ def test_passes_over_the_text_are_those_told_beforehand(sizes: dict[str, int], m
     assert sum(told) == width.passes(teacher, dict(sizes)) * TEXT.numel()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_are_turned_a_few_rows_at_a_time(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = tiny("llama", tied)
+    whole, _ = width.prune(teacher, {"hidden": 48}, "pca", TEXT)
+    monkeypatch.setattr(width, "TABLE_ROWS", 7)
+    parts, _ = width.prune(teacher, {"hidden": 48}, "pca", TEXT)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_sizes_that_cannot_be_had_are_refused() -> None:
     config = tiny("llama", True).config.to_dict()
     with pytest.raises(ModelError, match=r"student\.hidden is 80 but the teacher has 64 hidden channels"):

@@ -31,6 +31,7 @@ from edgeslm.students.depth import Told, nobody, same_weights
 
 RIDGE = 1e-4  # of the mean second moment: keeps a least-squares estimate from fitting a few thousand tokens
 MOMENT_BYTES = 1 << 31  # feed-forward moments [F, F] held at a time; the rest takes another pass over the text
+TABLE_ROWS = 1 << 16  # of an embedding or a head that are in float64 at a time
 SMALLEST_GAIN = 0.1  # of a norm's mean weight: no channel of the student starts all but switched off
 
 
@@ -211,7 +212,7 @@ def _cut_hidden(teacher: Any, student: Any, width: int, method: str, found: list
     old, new = teacher.base_model, student.base_model
     moments = [moment.double() for moment in found]
     gains = [_double(norm.weight) for norm in _norms(teacher)]
-    embedding, tied = _double(old.embed_tokens.weight), bool(teacher.config.tie_word_embeddings)
+    tied = bool(teacher.config.tie_word_embeddings)
     write, facts = _basis(method, width, moments, gains, tied)
     for index, layer in enumerate(new.layers):
         attention, mlp = layer.self_attn, layer.mlp
@@ -225,17 +226,22 @@ def _cut_hidden(teacher: Any, student: Any, width: int, method: str, found: list
             _set(linear, write @ _double(linear.weight))
             if linear.bias is not None:
                 linear.bias = _parameter(write @ _double(linear.bias), linear.bias)
-    _set(new.embed_tokens, embedding @ write.T)
+    _set(new.embed_tokens, _turned(old.embed_tokens.weight, write.T))
     new.embed_tokens.embedding_dim = width
     reader = _reader(write, moments[-1], gains[-1])
     gain = reader.gain
     if tied:
-        gain = _tied_gain(write, moments[-1], gains[-1], embedding)
+        gain = _tied_gain(write, moments[-1], gains[-1], _double(old.embed_tokens.weight))
         student.lm_head.weight, student.lm_head.in_features = new.embed_tokens.weight, width
     else:
-        _set(student.lm_head, _double(student.lm_head.weight) * gains[-1] @ reader.columns)
+        _set(student.lm_head, _turned(student.lm_head.weight, gains[-1][:, None] * reader.columns))
     new.norm.weight = _parameter(gain, new.norm.weight)
     return facts
+
+
+def _turned(table: Tensor, by: Tensor) -> Tensor:
+    """table [V, D] times `by` [D, d], computed in float64."""
+    return torch.cat([(_double(part) @ by).to(table) for part in table.split(TABLE_ROWS)])
 
 
 def _basis(
