@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint native
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 -n auto --maxprocesses 4 --dist loadfile
 
 # The native worker, llama-bench and llama-perplexity, which some tests compare with; kept in the cache.
 native: setup
