@@ -42,6 +42,9 @@ class SelfScheme(Part):
     def _exits_for_deep(self) -> SelfScheme:
         if (self.teacher == "deep") != bool(self.exits):
             raise ValueError("exits: name the layers that get an exit for teacher: deep, and leave it out otherwise")
+        for key, teacher in (("decay", "moving_average"), ("every", "snapshot")):
+            if self.teacher != teacher and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: is for teacher: {teacher}; leave it out")
         return self
 
 
@@ -207,6 +210,12 @@ class TrainPart(Part):
     def _one_way_to_run_layers(self) -> TrainPart:
         if self.compile and self.recompute:
             raise ValueError("recompute: compiled layers are not run again; set compile or recompute to false")
+        return self
+
+    @model_validator(mode="after")
+    def _decay_of_its_schedule(self) -> TrainPart:
+        if self.schedule == "cosine" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError("decay: is the last phase of schedule: wsd; a cosine falls all the way, leave decay out")
         return self
 
     @model_validator(mode="after")

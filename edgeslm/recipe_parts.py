@@ -49,6 +49,12 @@ class TeacherPart(Part):
     tokenizer: str | None = None  # only for files that carry none (llama2.c)
     format: str | None = None
 
+    @model_validator(mode="after")
+    def _several_to_combine(self) -> TeacherPart:
+        if self.combine != "weighted" and not self.more:
+            raise ValueError("combine: is for several teachers; name them under more, or leave combine out")
+        return self
+
 
 class Sampling(Part):
     temperature: Annotated[float, Field(ge=0)] = 0.8

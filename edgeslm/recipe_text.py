@@ -54,28 +54,41 @@ def _index(node: list[Any], part: str, text: str) -> int:
 
 def sentence(error: Any, path: Path, root: Any) -> str:
     """One pydantic error as a sentence with the key, and the nearest known name for an unknown one."""
-    where = ".".join(str(p) for p in error["loc"])
+    where = ".".join(map(str, _keys(error["loc"], root)))
     if error["type"] == "extra_forbidden":
         known = _fields_at(error["loc"][:-1], root)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
         return f"{path.name}: unknown key '{where}'; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").replace("Tuple", "List")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r:.80})"
     return f"{path.name}: {where or 'recipe'}: {message}{given}"
 
 
 def _fields_at(loc: Sequence[Any], root: Any) -> list[str]:
     """Field names of the recipe part at a pydantic error location."""
+    return list(_walk(loc, root)[1].model_fields)
+
+
+def _keys(loc: Sequence[Any], root: Any) -> list[Any]:
+    """A pydantic error location as keys of the file: without the kinds of parts that it names on the way."""
+    return _walk(loc, root)[0]
+
+
+def _walk(loc: Sequence[Any], root: Any) -> tuple[list[Any], Any]:
+    """(keys, the recipe part that the last of them is in or is)"""
     part: Any = root
+    candidates, keys = list[Any](), list[Any]()
     for step in loc:
         models = _models(part.model_fields[step].annotation) if step in getattr(part, "model_fields", {}) else []
+        tagged = [m for m in candidates if _tag(m) == step] if isinstance(step, str) and not models else []
+        if tagged:
+            part, candidates = tagged[0], []
+            continue
+        keys.append(step)
         if models:
-            candidates = models
-            part = models[0]
-        elif isinstance(step, str) and (tagged := [m for m in candidates if _tag(m) == step]):
-            part = tagged[0]
-    return list(part.model_fields)
+            part, candidates = models[0], models
+    return keys, part
 
 
 def _tag(model: Any) -> str | None:

@@ -13,9 +13,11 @@ def _scaled(value: float, table: tuple[tuple[float, str], ...], digits: int) -> 
 
 
 def seconds(value: float) -> str:
-    """`0.0123` -> `12.3 ms`, `1.1234` -> `1.12 s`; above two minutes `3 min 20 s`."""
+    """`0.0123` -> `12.3 ms`, `1.1234` -> `1.12 s`; above two minutes `3 min 20 s`, above two hours `40 h 2 min`."""
     if value == 0:
         return "0 s"
+    if value >= 7200:
+        return f"{int(value // 3600)} h {int(value % 3600 // 60)} min"
     if value >= 120:
         return f"{int(value // 60)} min {int(value % 60)} s"
     scale = next((s for s, _ in SECOND_UNITS if abs(value) >= s), SECOND_UNITS[-1][0])

@@ -99,9 +99,21 @@ def test_copies_that_start_apart_are_rounded_apart(folder, tmp_path):
     assert not same(Frozen.load(root / "rounded"), Frozen.load(root / "rounded-1"))
 
 
-def test_a_run_that_was_killed_goes_on_with_learned_scales(folder, tmp_path):
-    learned = ("quantize.scales={kind: learned, lr: 0.01}", "quantize.rounding=feedback", "distill.train.steps=4")
-    whole = distilled(folder, tmp_path / "whole", *learned)
+SCRATCH = "student={kind: scratch, hidden: 256, layers: 1, heads: 4, ffn: 256}"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("quantize.scales={kind: learned, lr: 0.01}", "quantize.rounding=feedback"),
+        # which entry of a codebook is nearest is a question of importance too
+        (FIXED, "quantize.importance={tokens: 128}", "quantize.plan=[{pattern: '*', format: iq3_s}]", SCRATCH),
+    ],
+    ids=["learned scales", "codebooks"],
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_codes(folder, tmp_path, how):
+    how = (*how, "distill.train.steps=4")
+    whole = distilled(folder, tmp_path / "whole", *how)
 
     class Stop(Exception):
         pass
@@ -111,10 +123,10 @@ def test_a_run_that_was_killed_goes_on_with_learned_scales(folder, tmp_path):
             if "after 256 tokens" in text:
                 raise Stop
 
-    loaded = recipes.load(folder / "tiny.yaml", [*ONE, *learned, "distill.train.checkpoint_every=1"])
+    loaded = recipes.load(folder / "tiny.yaml", [*ONE, *how, "distill.train.checkpoint_every=1"])
     with pytest.raises(Stop):
         run(loaded, folder, tmp_path / "cut", Killing(quiet=True), until="distill")
-    assert same(whole, distilled(folder, tmp_path / "cut", *learned, "distill.train.checkpoint_every=1"))
+    assert same(whole, distilled(folder, tmp_path / "cut", *how, "distill.train.checkpoint_every=1"))
 
 
 def test_an_importance_file_is_read_and_another_models_is_refused(folder, tmp_path, plain):

@@ -403,7 +403,11 @@ ROUTED = "distill.scheme={kind: route, anchors: [other]}"
 REFUSED = [
     ((objective("{loss: hiden}"),), "distill.objective.0: unknown loss 'hiden'; did you mean 'hidden'?"),
     ((objective("{loss: hidden, normalize: true}"),), "'hidden' has no option 'normalize'; it takes normalise"),
-    ((objective("{loss: minilm, relations: [keys]}"),), "relations: ['keys'] does not do"),
+    ((objective("{loss: minilm, relations: [keys]}"),), "relations: ['keys'] is not valid"),
+    (("distill.scheme={kind: self}", objective("{loss: cross_entropy}")), "distill.scheme: no loss of the objective has"),
+    (("teacher.format=q4_0", objective("{loss: cross_entropy}")), "teacher.format: no loss of the objective has"),
+    (("teacher.format=Q4_O",), "teacher.format: unknown format 'Q4_O'; did you mean 'q4_"),
+    (("distill.train.micro_rows=100000", "distill.train.batch_tokens=102400000"), "of memory and there are"),
     ((objective("{loss: attention_maps}"),), "reads attention maps; set distill.train.attention: eager"),
     ((objective("{loss: forward_kl, layers: last}"),), "looks at the output, not at layers; leave layers out"),
     ((objective("{loss: hidden, layers: evenly}"),), "distill.objective.0.layers: unknown map 'evenly'"),

@@ -177,7 +177,9 @@ def _stream(talk: Any, ids: list[int], tokenizer: Any, max_new: int, sampling: d
 
 
 def chat_file(model: str) -> Path:
-    """A runnable file: as given, or for other teacher specs the float16 GGUF made from it once and cached."""
+    """A runnable file: as given, what a run folder or `run:NAME` shipped, or for other teacher specs the float16 GGUF
+    made from it once and cached."""
+    model = shipped_by(model)
     path = Path(model)
     if (path.suffix == ".gguf" and path.is_file()) or (path / "genai_config.json").is_file():
         return path
@@ -187,6 +189,16 @@ def chat_file(model: str) -> Path:
     if source.kind == "gguf":
         return source.path
     return as_gguf(source, "f16")
+
+
+def shipped_by(model: str) -> str:
+    """The student.gguf of a run folder or of `run:NAME` (in runs/); any other spec as it is. Raises ModelError."""
+    from edgeslm.pipeline.stage import RUN, student_of
+
+    if model.startswith(RUN):
+        return str(student_of(Path("runs"), model.removeprefix(RUN)))
+    folder = Path(model)
+    return str(student_of(folder.parent, folder.name)) if (folder / "run.json").is_file() else model
 
 
 def as_gguf(source: Any, grid: str) -> Path:

@@ -115,6 +115,8 @@ def _model(model: str) -> Path:
 
 def _file(model: str, name: str) -> Path:
     root = Path(model)
+    if not root.exists():
+        raise ModelError(f"{model}: there is no such file or folder; name a shipped file, its folder or a run's folder")
     if not (root / "run.json").is_file():
         return root
     stage = _json(root / "run.json", "run the recipe again").get("stages", {}).get("export")

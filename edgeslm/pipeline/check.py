@@ -140,6 +140,7 @@ def _from_scratch(part: Any, teacher: dict[str, Any]) -> dict[str, Any]:
 def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings) -> None:
     from edgeslm.export import REFUSES
     from edgeslm.formats import FORMATS
+    from edgeslm.formats.names import unknown_format
     from edgeslm.models.shapes import parameter_shapes
     from edgeslm.pipeline.distill import plan_of
     from edgeslm.pipeline.planning import describe_target
@@ -156,7 +157,7 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
     for rule in recipe.quantize.rules:
         for name in (rule.format, rule.otherwise):
             if name is not None and name not in FORMATS:
-                raise RecipeError([f"quantize.plan: unknown format '{name}'; known: {', '.join(FORMATS)}"])
+                raise RecipeError([f"quantize.plan: {unknown_format(name)}"])
     assigned = plan_of(context).assign(shapes)
     for kind in recipe.export.kinds:
         for name in sorted(set(assigned.values())):
@@ -199,6 +200,8 @@ def _describe_plan(
     from edgeslm.pipeline.distill import taught_live
 
     recipe = context.recipe
+    needs = check_memory.needed(context, shape, summary.config)
+    found.problems += check_memory.impossible("distill.train: a step", needs, context)
     flops = compute.matmul_flops(context.compute, seconds=0.2)
     teacher = summary.config if taught_live(context) else None
     bound = cost.training_bound(shape, recipe.data.sequence, flops, teacher)

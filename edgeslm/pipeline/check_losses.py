@@ -39,7 +39,7 @@ def losses(recipe: Recipe, found: Any) -> None:
                     f"{where}: '{term.loss}' has no option '{key}'; it takes {', '.join(options) or 'none'}"
                 )
             elif wrong := mistake(value, options[key]):
-                found.problems.append(f"{where}.{key}: {value!r} does not do: {wrong}")
+                found.problems.append(f"{where}.{key}: {value!r} is not valid: {wrong}")
         found.problems += [f"{where}: {problem}" for problem in _signals(recipe, term, LOSSES[term.loss])]
     found.problems += _scheme(recipe)
 
@@ -59,6 +59,11 @@ def _scheme(recipe: Recipe) -> list[str]:
             "distill.scheme: peers that only follow each other learn nothing; add {loss: cross_entropy} to the "
             "objective, or give the recipe's teacher an outer_share"
         )
+    if not any(isinstance(loss, Feature) or loss.needs_teacher for loss in named):
+        problems += [
+            f"{what}: no loss of the objective has a teacher; add one, such as forward_kl, or leave it out"
+            for what in _teachers_unheard(recipe)
+        ]
     if scheme.kind == "codistill":
         problems += check_groups.problems(recipe)
     if distill.on_policy and not any(isinstance(loss, Feature) or loss.needs_teacher for loss in named):
@@ -77,6 +82,17 @@ def _scheme(recipe: Recipe) -> list[str]:
         else:
             problems.append(f"distill.scheme.loss: '{scheme.loss}' is no loss on layers")
     return problems
+
+
+def _teachers_unheard(recipe: Recipe) -> list[str]:
+    """What the recipe says of teaching, beyond its first teacher, which it is judged by in any case."""
+    scheme = recipe.distill.scheme
+    said = {
+        "teacher.more": bool(recipe.teacher.more),
+        "teacher.format": recipe.teacher.format is not None,
+        "distill.scheme": scheme.kind == "self" and scheme.teacher != "deep",
+    }
+    return [key for key, there in said.items() if there]
 
 
 def _signals(recipe: Recipe, term: Any, loss: Any) -> list[str]:

@@ -9,13 +9,14 @@ from typing import Any
 from edgeslm import training_memory, units
 from edgeslm.pipeline.stage import SHARE, Context
 
+DOUBT = 1.3  # estimates are within 15 % of what was measured
+
 
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student.
     Further teachers (`teacher.more`) are not counted."""
     step, there = step_of(context), available_bytes(context)
-    held = training_memory.parts(student, teacher, step)
-    needs = sum(held.values()) * (1 if step.gpu else step.ranks)  # processes without cards share one memory
+    held, needs = training_memory.parts(student, teacher, step), needed(context, student, teacher)
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
     found = [(f"memory to train{each} (an estimate)", _told(held))]
     if step.offload:
@@ -33,6 +34,24 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     for what, size in training_memory.alternatives(student, teacher, step):
         found.append((f"  {what}", units.byte_count(size) + (", fits" if size <= SHARE * there else "")))
     return found
+
+
+def needed(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
+    """Bytes of all processes that share one memory."""
+    step = step_of(context)
+    held = sum(training_memory.parts(student, teacher, step).values())
+    return held * (1 if step.gpu else step.ranks)  # processes without cards share one
+
+
+def impossible(what: str, needs: float, context: Context) -> list[str]:
+    """A problem where an estimate is beyond all doubt more than there is."""
+    there = available_bytes(context)
+    if there is None or needs <= DOUBT * there:
+        return []
+    return [
+        f"{what} would take about {units.byte_count(needs)} of memory and there are {units.byte_count(there)}; lower "
+        "micro_rows, set recompute: true, or take a smaller student or teacher"
+    ]
 
 
 def problems(context: Context) -> list[str]:

@@ -47,12 +47,13 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     matrices, count = adapters
     flops = compute.matmul_flops(context.compute, seconds=0.2)
     bound = cost.training_bound(student, context.recipe.data.sequence, flops)
-    tokens = part.steps * part.batch_tokens
+    tokens, needs = part.steps * part.batch_tokens, _memory(context, part, student, count)
+    found.problems += check_memory.impossible("sft: a step", needs, context)
     found.plan += [
         ("sft: before distillation", f"{part.steps} steps of {part.batch_tokens} tokens, loss on answers alone"),
         ("sft: dialogues", text),
         *([("sft: LoRA", _told(part.lora, matrices, count, cost.counts(student).total))] if part.lora else []),
-        ("sft: memory (an estimate)", units.byte_count(_memory(context, part, student, count))),
+        ("sft: memory (an estimate)", units.byte_count(needs)),
         ("sft: time", f"about {units.seconds(tokens / (bound * cost.TYPICAL_SHARE))} (an estimate)"),
     ]
 

@@ -59,7 +59,7 @@ def _term(context: Context, phase: Any, term: Any) -> list[str]:
         if key not in options:
             problems.append(f"'{term.loss}' has no option '{key}'; it takes {', '.join(options) or 'none'}")
         elif wrong := mistake(value, options[key]):
-            problems.append(f"{key}: {value!r} does not do: {wrong}")
+            problems.append(f"{key}: {value!r} is not valid: {wrong}")
     if not isinstance(loss, Feature):
         if term.layers is not None:
             problems.append(f"'{term.loss}' looks at the output, not at layers; leave layers out")
@@ -127,6 +127,7 @@ def _student(context: Context, configs: list[dict[str, Any]], found: Findings) -
     from edgeslm.encoders.students import shape
     from edgeslm.export.onnx import refuses
     from edgeslm.formats import FORMATS
+    from edgeslm.formats.names import unknown_format
     from edgeslm.pipeline import encoder_train
     from edgeslm.quantize.plan import Plan, Rule, planned_bytes
 
@@ -151,7 +152,7 @@ def _student(context: Context, configs: list[dict[str, Any]], found: Findings) -
     for rule in recipe.quantize.rules:
         for name in (rule.format, rule.otherwise):
             if name is not None and name not in FORMATS:
-                raise RecipeError([f"quantize.plan: unknown format '{name}'; known: {', '.join(FORMATS)}"])
+                raise RecipeError([f"quantize.plan: {unknown_format(name)}"])
     assigned = Plan(tuple(Rule(r.pattern, r.format, r.otherwise) for r in recipe.quantize.rules)).assign(shapes)
     for name, format_name in assigned.items():
         if ".lstm." in name and format_name != "f32":

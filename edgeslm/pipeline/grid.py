@@ -13,10 +13,11 @@ from edgeslm.pipeline.stage import Context
 
 def start_on_grid(context: Context, student: Any, masters: Any, rows: Any, group: int, resumed: bool) -> None:
     """`rows`: the training rows. A training that goes on takes values and scales from its checkpoint, and feedback has
-    found its own scales; importance is then only needed where scales will be fitted again."""
+    found its own scales; importance is then only needed where scales will be fitted again, or where it also says which
+    code is nearest (codebooks)."""
     part = context.recipe.quantize
-    fitted = not resumed and not part.feeds_back
-    if part.importance is not None and (fitted or part.fits_again):
+    asked = not resumed or any(m.on_grid and m.format.per_code > 1 for m in masters.items)
+    if part.importance is not None and ((asked and not part.feeds_back) or part.fits_again):
         _weigh(context, student, masters, rows)
     if part.feeds_back and not resumed:
         _adopt(masters, rounded(context, context.folders["round"], group))
@@ -123,13 +124,14 @@ def check_grid(context: Context, config: dict[str, Any]) -> None:
     """Before any compute: a format that the teacher (of this `config`) cannot have, an importance matrix that is not
     there. Raises RecipeError, FormatError or ModelError."""
     from edgeslm.formats import FORMATS
+    from edgeslm.formats.names import unknown_format
     from edgeslm.models.shapes import parameter_shapes
     from edgeslm.quantize.plan import Plan
 
     chosen, part = context.recipe.teacher.format, context.recipe.quantize.importance
     if chosen is not None:
         if chosen not in FORMATS:
-            raise RecipeError([f"teacher.format: unknown format '{chosen}'; known: {', '.join(FORMATS)}"])
+            raise RecipeError([f"teacher.format: {unknown_format(chosen)}"])
         Plan.uniform(chosen).assign(parameter_shapes(dict(config)))
     if part is not None and part.file is not None:
         from edgeslm.models.imatrix import read

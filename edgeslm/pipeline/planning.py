@@ -36,12 +36,13 @@ def _slice(context: Context) -> Any:
 def _names(context: Context) -> list[str]:
     """The formats that may be chosen. Raises RecipeError for one that is not known."""
     from edgeslm.formats import FORMATS
+    from edgeslm.formats.names import unknown_format
     from edgeslm.quantize.plan import FLOATS
 
     given = context.recipe.quantize.target.formats  # type: ignore[union-attr]
     unknown = [n for n in given or () if n not in FORMATS]
     if unknown:
-        raise RecipeError([f"quantize.target.formats: unknown format '{unknown[0]}'; known: {', '.join(FORMATS)}"])
+        raise RecipeError([f"quantize.target.formats: {unknown_format(unknown[0])}"])
     return list(given) if given else [n for n in FORMATS if n not in FLOATS and FORMATS[n].encode is not None]
 
 

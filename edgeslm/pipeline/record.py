@@ -26,7 +26,9 @@ def _slice(context: Context) -> Any:
     part: Any = recipe.distill.targets
     elsewhere = files((f"{part.folder}/index.json",), context.base) if getattr(part, "folder", None) else None
     sources = [s.share for s in recipe.data.sources]
-    asked = recipe.distill.train.steps * recipe.batch_rows, sources, recipe.seed
+    asked: list[Any] = [recipe.distill.train.steps * recipe.batch_rows, sources, recipe.seed]
+    if recipe.data.decay_shares is not None:  # other rows, from another step on
+        asked += [recipe.data.decay_shares, recipe.decay_steps]
     teacher = recipe.teacher.model_dump(mode="json"), [source.sha256 for source in more_sources(context)]
     return part.model_dump(mode="json"), elsewhere, asked, teacher, computing(context)
 

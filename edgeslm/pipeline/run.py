@@ -143,8 +143,8 @@ def _run_stage(context: Context, stage: Stage) -> tuple[float, bool]:
         context.progress.say(f"{stage.name}: had problems before, tried again")
         done.unlink()  # first: stopped while it is cleared away, the folder must not look finished
         shutil.rmtree(folder)
-    resumed = folder.exists()
-    if folder.exists() and not stage.resumes:
+    resumed = folder.exists() and stage.resumes
+    if folder.exists() and not resumed:
         shutil.rmtree(folder)
     context.progress.say(f"{stage.name}: {'goes on in' if resumed else 'starts in'} {folder.name}")
     start = time.perf_counter()
