@@ -117,7 +117,7 @@ def table(records: list[Row]) -> str:
     exact = all(e["exact"] == e["tensors"] for r in latest(records).values() for e in r["exact"])
     return (
         "\n".join(lines) + "\n\nShipped ONNX files through onnxruntime on rows that nothing was trained on; speed is "
-        f"the float32 teacher's time for one row ÷ the student's, {last.get('threads')} thread(s), taken in turns in "
+        f"the float32 teacher's time for one row ÷ the student's, threads: {last.get('threads')}; taken in turns in "
         f"the same run. {'Every tensor of every file is bitwise what was trained.' if exact else ''}"
     )
 

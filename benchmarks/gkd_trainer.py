@@ -283,7 +283,7 @@ def table(records: list[dict[str, Any]]) -> str:
         "\n".join(lines)
         + f"\n\nTRL {entry['trl_versions']['trl']}'s GKDTrainer (lambda 0) and ours on the same models, "
         f"rows, objective, types and {entry['threads']} threads; {entry['tokens_per_step']:,} tokens a step, "
-        f"{steps} timed steps, {repeats} process(es) a side. Losses of the same step differ by at most {largest:.2%}."
+        f"{steps} timed steps, processes a side: {repeats}. Losses of the same step differ by at most {largest:.2%}."
     )
 
 

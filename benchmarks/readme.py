@@ -1,6 +1,6 @@
 """Fills the tables of both READMEs from the records: `python -m benchmarks.readme`; with `--check` it only compares.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test runs `--check`, so no figure can be typed by hand.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. A test runs `--check`, so no table can be typed by hand.
 """
 
 from __future__ import annotations
@@ -56,15 +56,23 @@ RECIPE = quickstart_controls.RECIPE
 
 def quickstart_table() -> str:
     entry = record.read("quickstart")[-1]
-    head = quickstart.headline(entry)
+    head, deep = quickstart.headline(entry), decode_ratio_deep()
     tokens = next(int(m["tokens"]) for m in entry["measurements"] if m["metric"] == "kl")
     stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in entry["stage_seconds"].items())
     text = (
         f"{head['size_ratio']:.1f} times smaller than the float32 teacher, {head['decode_ratio']:.1f} times its decode "
         f"speed and {head['memory_ratio']:.1f} times less memory in llama.cpp; KL to the teacher {head['kl']:.3f} nats "
         f"a token and top-1 agreement {head['top1_agreement']:.1%} on {tokens:,} held-out tokens (Austen, Chesterton)."
+        f"{deep} All of it on a machine that others share."
     )
     return f"{quickstart.table(entry)}\n\n{text}\n\nStages: {stages}. {machine_of(entry)}."
+
+
+def decode_ratio_deep() -> str:
+    """Decoding as the devices' record has it, with its interval; nothing without such a record."""
+    newest = devices.newest_pair(record.read(devices.NAME))
+    found = newest[1].get("decode") if newest else None
+    return f" Decoding {found.label.partition(' at ')[2]} tokens into a text it was {found.words}." if found else ""
 
 
 def controls_table() -> str:
@@ -130,24 +138,24 @@ def speed_table() -> str:
 def ladder_table() -> str:
     """One line a model and rung: ours, and the best rival that may weigh one bit more."""
     lines = [
-        "| model | our bits | KL, nats/token, by seed | tokens trained | in training "
+        "| recipe | our bits | KL, nats/token, by seed | tokens trained | in training "
         "| best rival of a bit more | bits | KL | r |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     records = record.read(quality_ladder.NAME)
-    for model, rows in quality_ladder.latest(records).items():
+    for rows in quality_ladder.latest(records).values():
         rivals = [r for r in rows if r["kind"] == "rival"]
         for rung, above in quality_ladder.NEXT.items():
             best = best_rival(rivals, above + quality_ladder.TOLERANCE)
-            lines += [ladder_line(model, ours, best) for ours in quality_ladder.by_recipe(rows, rung).values()]
+            lines += [ladder_line(ours, best) for ours in quality_ladder.by_recipe(rows, rung).values()]
     return "\n".join(lines)
 
 
-def ladder_line(model: str, ours: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
+def ladder_line(ours: list[dict[str, Any]], best: dict[str, Any] | None) -> str:
     """`ours`: seeds of one recipe."""
     mean, last = statistics.fmean(r["kl"] for r in ours), ours[-1]
     cells = [
-        model,
+        last["recipe"].removesuffix(".yaml"),
         f"{last['bits']:.2f}",
         ", ".join(f"{r['kl']:.4f}" for r in ours),
         f"{last['training_tokens']:,}{' on a GPU' if last.get('trained_on') == 'cuda' else ''}",
@@ -162,6 +170,15 @@ def ladder_line(model: str, ours: list[dict[str, Any]], best: dict[str, Any] | N
         f"{mean / best['kl']:.2f}",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def ladder_files() -> dict[str, set[str]]:
+    """{recipe: sha256 of its files in the ladder's table}"""
+    found: dict[str, set[str]] = {}
+    for rows in quality_ladder.latest(record.read(quality_ladder.NAME)).values():
+        for row in (r for r in rows if r["kind"] == "ours"):
+            found.setdefault(row["recipe"].removesuffix(".yaml"), set()).add(row["sha256"])
+    return found
 
 
 def grids_table() -> str:
@@ -187,7 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder": ladder_table,
     "grids": grids_table,
     "options": lambda: grid_options.table(record.read(grid_options.NAME)),
-    "retention": lambda: retention.table(record.read(retention.NAME)),
+    "retention": lambda: retention.table(record.read(retention.NAME), ladder_files()),
     "encoders": lambda: encoders.table(record.read(encoders.NAME)),
     "devices": lambda: devices.table(record.read(devices.NAME)),
     "parity": lambda: parity.table(record.read(parity.NAME)[-1]),

@@ -9,6 +9,7 @@ answered is kept, so runs of one teacher ask it once.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,9 @@ def show(records: list[Row]) -> Row:
     return headline(records)
 
 
-def table(records: list[Row]) -> str:
-    """Markdown, one row a run."""
+def table(records: list[Row], shown: Mapping[str, set[str]] | None = None) -> str:
+    """Markdown, one row a run. `shown` {run: sha256 of its files that another table shows}: a row of a file that is
+    none of them is marked."""
     found = latest(records)
     tasks = list(dict.fromkeys(t["task"] for r in found.values() for t in r["tasks"]))
     lines = [
@@ -104,9 +106,16 @@ def table(records: list[Row]) -> str:
         counted = sum(t["value"] is not None for t in r["tasks"])
         mean = "–"
         if r["retention"] is not None:
-            mean = f"**{r['retention']:.2f}** ± {r['standard_error']:.2f} ({counted} tasks)"
-        cells = [name, f"{r['bits']:.2f}", *(_cell(by.get(task)) for task in tasks), mean, f"{r['text']['kl']:.3f}",
-                 f"{followed[0]:.0%} of {followed[1]:.0%}"]  # fmt: skip
+            mean = f"**{r['retention']:.2f}** ± {r['standard_error']:.2f} ({counted} task{'s' if counted != 1 else ''})"
+        earlier = name in (shown or {}) and r["sha256"] not in (shown or {})[name]
+        cells = [
+            name + " ‡" * earlier,
+            f"{r['bits']:.2f}",
+            *(_cell(by.get(task)) for task in tasks),
+            mean,
+            f"{r['text']['kl']:.3f}",
+            f"{followed[0]:.0%} of {followed[1]:.0%}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     last = next(reversed(found.values()))
     items = last["tasks"][0]["items"]

@@ -41,7 +41,7 @@ def write(tmp_path, change) -> Path:
         (lambda d: d.update(quantise={}), ["unknown key 'quantise'", "did you mean 'quantize'"]),
         (lambda d: d["data"]["sources"][0].update(pathz=1), ["pathz", "did you mean 'paths'"]),
         (lambda d: d["student"].update(kind="deep"), ["student", "deep"]),
-        (lambda d: d["student"].pop("layers"), ["student.depth.layers", "required"]),
+        (lambda d: d["student"].pop("layers"), ["student.layers", "required"]),
         (lambda d: d["distill"]["train"].update(lr="fast"), ["distill.train.lr", "fast"]),
         (lambda d: d["distill"]["train"].update(lr=-1), ["distill.train.lr", "greater than 0"]),
         (lambda d: d["distill"]["train"].update(batch_tokens=1000), ["batch_tokens (1000)", "data.sequence (256)"]),
