@@ -29,6 +29,7 @@ ARMS: dict[str, list[str]] = {
     "scales of channels moved": ["quantize.equalise=true"],
     "no importance": ["quantize.importance=null", "quantize.rounding=nearest"],
     "the teacher on the grid too": ["teacher.format=q4_0"],
+    "a rate of 0.0001": ["distill.train.lr=0.0001"],
     "not trained": ["distill.train.steps=0"],
     "nearest rounding, not trained": ["quantize.rounding=nearest", "distill.train.steps=0"],
     "feedback by inputs alone, not trained": ["quantize.rounding=feedback", "distill.train.steps=0"],
