@@ -513,6 +513,7 @@ def test_a_checkpoint_that_is_there_needs_no_room_again(folder, whole, tmp_path)
         ("distill.objective=[{loss: forward_kl, temperature: .inf}]", "temperature: inf is not valid"),
         ("distill.objective=[{loss: forward_kl, temperature: 0}]", "should be greater than 0"),
         ("distill.objective=[{loss: forward_kl, temperature: '2'}]", "should be a valid number"),
+        ("distill.objective=[{loss: forward_kl, temperature: 2e-1}]", "YAML reads this as text; write 0.2"),
         ("distill.objective=[{loss: cross_entropy, label_smoothing: 1.5}]", "less than or equal to 1"),
         ("teacher.tokenizer=judge.txt", "brings its own tokenizer"),
         ("data.sources.2.max_new=250", "data.sources.2.max_new asks for 250 tokens after a seed of"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -247,5 +248,16 @@ def mistake(value: Any, annotation: Any) -> str | None:
     try:
         TypeAdapter(annotation, config=STRICT).validate_python(value)
     except ValidationError as error:
-        return "; ".join(str(e["msg"]) for e in error.errors())
+        said = "; ".join(str(e["msg"]) for e in error.errors())
+        return said + (f", and YAML reads this as text; write {float(value)!r}" if _reads_as_number(value) else "")
     return None
+
+
+def _reads_as_number(value: Any) -> bool:
+    """1e-1 is text to YAML 1.1, which wants 1.0e-1."""
+    if not isinstance(value, str) or "e" not in value.lower():
+        return False
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
