@@ -119,8 +119,10 @@ def test_a_student_of_1_5b_under_7b_has_a_plan_for_a_card_of_24_gb(
     assert plan["memory there is"] == "25.3 GB, enough"
     assert plan["main memory beside it (an estimate)"].startswith("24.7 GB: masters 6.2 GB, moments 12.3 GB")
     whole = on_card(context_of(name, tmp_path, *(f"distill.train.{said}" for said in plain)), monkeypatch)
-    plan = plan_of(whole)
+    found = check(whole)
+    plan = dict(found.plan)
     assert "too little" in plan["memory there is"]
+    assert "distill.train: a step would take about 70.0 GB of memory and there are 25.3 GB" in found.problems[0]
     fits = {label.strip() for label, value in plan.items() if label.startswith("  ") and value.endswith(", fits")}
     assert fits == {"all of these"}
     assert {f"  distill.train.{said}" for said in ("recompute: true", "micro_rows: 1", "offload: true")} <= set(plan)
