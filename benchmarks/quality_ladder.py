@@ -168,9 +168,8 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     for row in reversed(list(rows)):
         place = row["rung"], row["recipe"]
         series = kept.setdefault(place, [])
-        if row["seed"] in {r["seed"] for r in series} or {r.get("recipe_hash") for r in series} - {
-            row.get("recipe_hash")
-        }:
+        again = row["seed"] in {r["seed"] for r in series}
+        if again or (series and series[-1].get("recipe_hash") != row.get("recipe_hash")):
             ended.add(place)
         if place not in ended:
             series.append(row)

@@ -399,6 +399,13 @@ def objective(*terms: str) -> str:
     return f"distill.objective=[{', '.join(terms)}]"
 
 
+def test_what_stops_before_training_needs_no_memory_to_train(folder, tmp_path) -> None:
+    huge = load(folder, "distill.train.micro_rows=100000", "distill.train.batch_tokens=102400000")
+    context = Context(huge, folder, tmp_path / "none", Progress(quiet=True))
+    assert any("of memory and there are" in problem for problem in check(context).problems)
+    assert not check(context, trains=False).problems
+
+
 ROUTED = "distill.scheme={kind: route, anchors: [other]}"
 REFUSED = [
     ((objective("{loss: hiden}"),), "distill.objective.0: unknown loss 'hiden'; did you mean 'hidden'?"),

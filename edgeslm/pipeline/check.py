@@ -88,8 +88,11 @@ def check(context: Context, trains: bool = True) -> Findings:
             "install one or set it to false"
         )
     check_files.runnable(recipe, found)
-    if trains:
+    if trains:  # recording for a larger machine, or a plan, has to fit and no training
         check_groups.place(context, found)
+        if summary is not None and not found.problems:
+            needs = check_memory.needed(context, student, summary.config)
+            found.problems += check_memory.impossible("distill.train: a step", needs, context)
     return found
 
 
@@ -200,8 +203,6 @@ def _describe_plan(
     from edgeslm.pipeline.distill import taught_live
 
     recipe = context.recipe
-    needs = check_memory.needed(context, shape, summary.config)
-    found.problems += check_memory.impossible("distill.train: a step", needs, context)
     flops = compute.matmul_flops(context.compute, seconds=0.2)
     teacher = summary.config if taught_live(context) else None
     bound = cost.training_bound(shape, recipe.data.sequence, flops, teacher)

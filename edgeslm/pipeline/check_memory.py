@@ -16,7 +16,8 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student.
     Further teachers (`teacher.more`) are not counted."""
     step, there = step_of(context), available_bytes(context)
-    held, needs = training_memory.parts(student, teacher, step), needed(context, student, teacher)
+    held = training_memory.parts(student, teacher, step)
+    needs = _of_all(held, step)
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
     found = [(f"memory to train{each} (an estimate)", _told(held))]
     if step.offload:
@@ -37,10 +38,14 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
 
 
 def needed(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
-    """Bytes of all processes that share one memory."""
+    """Bytes that a training step takes."""
     step = step_of(context)
-    held = sum(training_memory.parts(student, teacher, step).values())
-    return held * (1 if step.gpu else step.ranks)  # processes without cards share one
+    return _of_all(training_memory.parts(student, teacher, step), step)
+
+
+def _of_all(held: Mapping[str, float], step: training_memory.Step) -> float:
+    """What all processes take that share one memory: those without cards do."""
+    return sum(held.values()) * (1 if step.gpu else step.ranks)
 
 
 def impossible(what: str, needs: float, context: Context) -> list[str]:

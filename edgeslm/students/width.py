@@ -90,9 +90,11 @@ def _own(student: nn.Module, teacher: nn.Module) -> None:
     copies, theirs = dict[int, nn.Parameter](), {id(weight) for weight in teacher.parameters()}
     for module in student.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
-            if id(weight) in theirs:
-                made = copies.setdefault(id(weight), nn.Parameter(weight.detach().clone(), weight.requires_grad))
-                setattr(module, name, made)
+            if id(weight) not in theirs:
+                continue
+            if id(weight) not in copies:
+                copies[id(weight)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            setattr(module, name, copies[id(weight)])
 
 
 def second_moments(
