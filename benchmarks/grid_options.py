@@ -35,6 +35,7 @@ ARMS: dict[str, list[str]] = {
     "feedback by inputs alone, not trained": ["quantize.rounding=feedback", "distill.train.steps=0"],
     "feedback by the loss, not trained": ["quantize.rounding=fisher", "distill.train.steps=0"],
     "scales of channels moved, not trained": ["quantize.equalise=true", "distill.train.steps=0"],
+    "moments of 65,536 tokens, not trained": ["quantize.importance.tokens=65536", "distill.train.steps=0"],
 }
 Row = dict[str, Any]
 
