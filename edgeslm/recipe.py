@@ -77,9 +77,9 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _learned_from_the_start(self) -> Recipe:
-        if self.quantize.scales.kind == "learned" and self.quantize.start:
+        if self.quantize.scales.kind in ("learned", "alone") and self.quantize.start:
             raise ValueError(
-                "quantize.start: learned scales need weights on the grid from the first step; use start: 0"
+                "quantize.start: scales that are trained need weights on the grid from the first step; use start: 0"
             )
         if self.quantize.feeds_back and self.quantize.start:
             raise ValueError(

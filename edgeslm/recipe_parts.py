@@ -156,7 +156,16 @@ class LearnedScales(Part):
     refit_every: Positive | None = None
 
 
-ScalesPart = Annotated[FixedScales | RefitScales | LearnedScales, Field(discriminator="kind")]
+class LoneScales(Part):
+    """Trained, with norms and biases, while every code stays as first found (the end-to-end phase of EfficientQAT, Chen
+    et al., arXiv:2407.11062): what little text there is moves few numbers, and no code flips to and fro. A code that
+    does not move needs neither moments nor a search. `lr` as of learned scales."""
+
+    kind: Literal["alone"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+
+
+ScalesPart = Annotated[FixedScales | RefitScales | LearnedScales | LoneScales, Field(discriminator="kind")]
 
 
 class ImportancePart(Part):

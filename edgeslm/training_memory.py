@@ -23,6 +23,7 @@ from edgeslm import cost
 
 FLOAT = 4
 ADAM_MOMENTS = 2
+GROUP = 16  # weights that share a trained scale: 16 or 32 on nearly all grids
 OPTIMISER = ("masters", "moments", "gradients")
 CHUNK_TOKENS = 512  # edgeslm.schemes.head_loss, a test holds these three
 SLICE_BYTES = 4 << 20
@@ -48,6 +49,7 @@ class Step:
     heard: bool = True  # the teacher works beside the student; else it is there to judge by
     teachers: int = 1  # copies: one that teaches otherwise than it is (rounded, or folded) is there once more
     ranks: int = 1  # processes that share a step's rows; `parts` is of one of them
+    codes_stay: bool = False  # only scales, norms and biases are trained
     cut: bool = False  # each holds its rows of the student (fsdp2), else all of it (ddp)
 
     @property
@@ -58,7 +60,7 @@ class Step:
 def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]:
     """{what: bytes} on the device that computes, at the moment of a step when most is held; what is not there then is
     0. `teacher`: None where there is none."""
-    b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student)
+    b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student, step.codes_stay)
     n = cost.counts(student).total
     if step.cut:
         own = {what: size / step.ranks for what, size in own.items()}
@@ -81,9 +83,12 @@ def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]
     return held | max(moments, key=lambda moment: sum(moment.values())) | holes
 
 
-def optimiser(student: Shape) -> dict[str, float]:
-    """{what: bytes} that the optimiser holds beside the weights, or with `offload` in main memory."""
+def optimiser(student: Shape, codes_stay: bool = False) -> dict[str, float]:
+    """{what: bytes} that the optimiser holds beside the weights, or with `offload` in main memory. `codes_stay`: codes
+    lie beside the masters, and what is trained are factors, one for each GROUP of weights."""
     n = cost.counts(student).total
+    if codes_stay:
+        return {"masters": (FLOAT + 1) * n, "moments": (ADAM_MOMENTS + 1) * FLOAT * n / GROUP, "gradients": FLOAT * n}
     return dict(zip(OPTIMISER, (FLOAT * n, ADAM_MOMENTS * FLOAT * n, FLOAT * n), strict=True))
 
 

@@ -46,6 +46,7 @@ def plain(folder, tmp_path_factory) -> Frozen:
     "override",
     [
         "quantize.scales={kind: learned, lr: 0.01}",
+        "quantize.scales={kind: alone, lr: 0.01}",
         "quantize.importance={tokens: 128}",
         "quantize.rounding=feedback",
         "quantize.rounding=fisher",
@@ -58,6 +59,18 @@ def test_every_option_changes_what_is_trained_and_twice_gives_the_same(folder, t
     first = distilled(folder, tmp_path / "a", FIXED, override)
     assert not same(first, plain)
     assert same(first, distilled(folder, tmp_path / "b", FIXED, override))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "feedback"])
+def test_where_scales_are_trained_alone_every_code_ships_as_it_was_found(folder, tmp_path, rounding):
+    how = FIXED, f"quantize.rounding={rounding}", "quantize.scales={kind: alone, lr: 0.02}"
+    before = distilled(folder, tmp_path / "before", *how, "distill.train.steps=0").tensors
+    after = distilled(folder, tmp_path / "after", *how, "distill.train.steps=4").tensors
+    on_grid = [name for name, tensor in before.items() if tensor.scales]
+    assert on_grid and len(on_grid) < len(before)
+    assert all(after[name].codes.equal(before[name].codes) for name in on_grid)
+    assert all(any(not v.equal(before[n].scales[k]) for k, v in after[n].scales.items()) for n in on_grid)
+    assert any(not t.decode().equal(before[name].decode()) for name, t in after.items() if name not in on_grid)  # norms
 
 
 def test_a_student_starts_nearer_with_feedback_than_without(folder, tmp_path):
@@ -106,10 +119,11 @@ SCRATCH = "student={kind: scratch, hidden: 256, layers: 1, heads: 4, ffn: 256}"
     "how",
     [
         ("quantize.scales={kind: learned, lr: 0.01}", "quantize.rounding=feedback"),
+        ("quantize.scales={kind: alone, lr: 0.01}", "quantize.rounding=feedback"),
         # which entry of a codebook is nearest is a question of importance too
         (FIXED, "quantize.importance={tokens: 128}", "quantize.plan=[{pattern: '*', format: iq3_s}]", SCRATCH),
     ],
-    ids=["learned scales", "codebooks"],
+    ids=["learned scales", "scales alone", "codebooks"],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_codes(folder, tmp_path, how):
     how = (*how, "distill.train.steps=4")
@@ -163,7 +177,8 @@ def test_a_recipe_can_take_what_another_run_shipped_as_its_teacher(folder, tmp_p
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["quantize.scales={kind: learned}", "quantize.start=0.5"], "learned scales"),
+        (["quantize.scales={kind: learned}", "quantize.start=0.5"], "scales that are trained"),
+        (["quantize.scales={kind: alone}", "quantize.start=0.5"], "scales that are trained"),
         (["quantize.rounding=feedback", "quantize.start=0.5"], "feedback"),
         (["quantize.rounding=fisher", "quantize.start=0.5"], "fisher rounding is made before"),
         (["quantize.importance={file: none.gguf}"], "none.gguf"),

@@ -59,6 +59,26 @@ def test_gradients_are_those_of_the_straight_through_definition(name):
         torch.testing.assert_close(ours, theirs * fitted, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", LEARNABLE)
+def test_gradients_of_scales_whose_codes_stay_are_those_of_decoding(name):
+    """Autograd through levels * step - minimum, the levels constants."""
+    grid = FORMATS[name]
+    generator = torch.Generator().manual_seed(1)
+    w, grad = torch.randn(8, grid.block, generator=generator), torch.randn(8, grid.block, generator=generator)
+    scales = grid.fit(w)
+    codes = grid.encode(w, scales)
+    factors = LearnedScales.around(grid, scales)
+    step, minimum = grid.spread(scales)
+    shape = (8, step.shape[1], -1)
+    decoded = grid.levels(codes).view(shape) * (step * factors.step)[:, :, None]
+    if minimum is not None:
+        decoded = decoded - (minimum * factors.minimum)[:, :, None]
+    torch.testing.assert_close(decoded.reshape(w.shape), grid.decode(codes, scales), rtol=1e-5, atol=1e-6)
+    wanted = torch.autograd.grad((decoded * grad.view(shape)).sum(), factors.parameters)
+    for ours, theirs in zip(factors.gradients_of_held(grid, codes, grad, scales, slice(0, 8)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-5)
+
+
 def _step(scale_lr):
     torch.manual_seed(0)
     student, teacher = llama(), llama()

@@ -21,7 +21,9 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
     found = [(f"memory to train{each} (an estimate)", _told(held))]
     if step.offload:
-        found.append(("main memory beside it (an estimate)", _told(training_memory.optimiser(student))))
+        found.append(
+            ("main memory beside it (an estimate)", _told(training_memory.optimiser(student, step.codes_stay)))
+        )
     if context.exact is not context:
         told = f"{units.byte_count(context.exact_bytes)} in main memory at most, the card has no room for them"
         found.append(("float32 copies, before and after", told))
@@ -94,6 +96,7 @@ def step_of(context: Context) -> training_memory.Step:
         batches=-(-context.recipe.batch_rows // (rows * ranks)),
         ranks=ranks,
         cut=cut,
+        codes_stay=context.recipe.quantize.scales.kind == "alone",
         offload=train.offload,
         heard=heard,
         teachers=1 + (heard and (folded or context.recipe.teacher.format is not None)),

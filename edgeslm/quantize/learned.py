@@ -82,6 +82,16 @@ class LearnedScales:
             found.append(-(g * clipped).sum(2) * base_minimum)
         return found
 
+    @torch.no_grad()
+    def gradients_of_held(
+        self, grid: BlockFormat, codes: Tensor, grad: Tensor, scales: Scales, part: slice
+    ) -> list[Tensor]:
+        """As `gradients`, of codes [n, k] that do not depend on the scales: of levels(codes) * step - minimum."""
+        g = grad.reshape(*grid.spread(scales)[0].shape, -1)  # type: ignore[misc]
+        step, minimum = grid.spread({key: value[part] for key, value in self.base.items()})  # type: ignore[misc]
+        found = [(g * grid.levels(codes).reshape(g.shape)).sum(2) * step]  # type: ignore[misc]
+        return found if minimum is None else [*found, -g.sum(2) * minimum]
+
 
 def extremes(grid: BlockFormat, scales: Scales) -> tuple[float, float]:
     """Smallest and largest level: what weights far outside are rounded to."""

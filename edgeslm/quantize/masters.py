@@ -42,6 +42,7 @@ class Master:
     scales: Scales = field(default_factory=dict)
     importance: Tensor | None = None
     learned: LearnedScales | None = None
+    held: Tensor | None = None  # codes [n, k] that stay: of this tensor only scales are trained
     leave: bool = False  # the next gradient stays on the weight: DistributedDataParallel takes it from there
     used: bool = False  # whether there was a gradient since this was last set back
 
@@ -64,11 +65,12 @@ class Master:
         if self.learned is not None:
             self.learned.restart(self.format, self.scales)
 
-    def learn_scales(self) -> LearnedScales:
-        """From now on the scales are trained, starting from those fitted."""
+    def learn_scales(self, *, hold_codes: bool = False) -> LearnedScales:
+        """From now on the scales are trained, starting from those fitted; `hold_codes`: and nothing else."""
         if not self.scales:
             self.fit()
         self.learned = LearnedScales.around(self.format, self.scales)
+        self.held = self.codes() if hold_codes else None
         return self.learned
 
     @torch.no_grad()
@@ -79,10 +81,15 @@ class Master:
         parts = []
         for part in self._slices(blocks):
             scales = {key: value[part] for key, value in self.scales.items()}
+            if self.held is not None:
+                parts.append(self.learned.gradients_of_held(self.format, self.held[part], grads[part], scales, part))
+                continue
             weights = self.weights_of_code(part)
             parts.append(self.learned.gradients(self.format, blocks[part], grads[part], scales, part, weights))
         for index, parameter in enumerate(self.learned.parameters):
             parameter.grad = torch.cat([pieces[index] for pieces in parts]) if parts else torch.zeros_like(parameter)
+        if self.held is not None:  # no optimiser has it
+            self.value.grad = None
 
     @torch.no_grad()
     def project(self) -> None:
@@ -99,6 +106,8 @@ class Master:
 
     def codes(self) -> Tensor:
         """The integers [n, k] that ship, from the scales as they are."""
+        if self.held is not None:
+            return self.held
         blocks = self.blocks()
         if not len(blocks):
             return self._none()[0]
@@ -131,6 +140,8 @@ class Master:
 
     def _encode(self, blocks: Tensor, part: slice, scales: Scales) -> Tensor:
         """Codes of the blocks in `part`, of `scales`."""
+        if self.held is not None:
+            return self.held[part]
         return self.format.nearest(blocks[part], scales, self.weights_of_code(part))
 
     def weights_of_code(self, part: slice) -> Tensor | None:
@@ -184,9 +195,9 @@ class Masters:
                 master.project()
         together.project(rounded, GPU_SLICE_WEIGHTS)
 
-    def learn_scales(self) -> list[nn.Parameter]:
+    def learn_scales(self, *, hold_codes: bool = False) -> list[nn.Parameter]:
         """Trains the scales of every tensor on a grid from now on; the new parameters, in a fixed order."""
-        return [p for m in self.items if m.on_grid for p in m.learn_scales().parameters]
+        return [p for m in self.items if m.on_grid for p in m.learn_scales(hold_codes=hold_codes).parameters]
 
     def scale_gradients(self) -> None:
         """Call between the backward pass and the optimiser's step."""
@@ -202,6 +213,8 @@ class Masters:
             if m.learned is not None:
                 flat.update({f"base|{m.name}|{key}": value for key, value in m.learned.base.items()})
                 flat.update({f"factor|{m.name}|{i}": p.data for i, p in enumerate(m.learned.parameters)})
+            if m.held is not None:
+                flat[f"code|{m.name}"] = m.held
         return flat
 
     def load_state(self, flat: Mapping[str, Tensor]) -> None:
@@ -210,6 +223,9 @@ class Masters:
             kind, _, rest = key.partition("|")
             if kind == "master":
                 by_name[rest].value.data.copy_(tensor)
+                continue
+            if kind == "code":
+                by_name[rest].held = tensor.to(by_name[rest].value.device)
                 continue
             name, _, part = rest.rpartition("|")
             if kind == "scale":

@@ -26,11 +26,13 @@ def project(masters: Iterable[Master], limit: int) -> None:
 
 
 def groups(masters: Iterable[Master], limit: int) -> list[list[Master]]:
-    """Of one format and device, with importance that their codes depend on or without; in their order."""
-    found: dict[tuple[str, torch.device, bool], list[list[Master]]] = {}
-    room: dict[tuple[str, torch.device, bool], int] = {}  # in the last group of each
+    """Of one format and device, with importance that their codes depend on or without, with codes that stay or
+    without; in their order."""
+    found: dict[tuple[str, torch.device, bool, bool], list[list[Master]]] = {}
+    room: dict[tuple[str, torch.device, bool, bool], int] = {}  # in the last group of each
     for master in masters:
-        key, size = (master.format.name, master.value.device, master.weighs_codes), master.blocks().numel()
+        key = master.format.name, master.value.device, master.weighs_codes, master.held is not None
+        size = master.blocks().numel()
         if not size:  # a rank may hold no row of a small tensor
             continue
         if size > room.get(key, 0):
@@ -45,8 +47,12 @@ def _project(group: list[Master]) -> None:
     form = group[0].format
     blocks = [master.blocks() for master in group]
     scales = {key: torch.cat([master.scales[key] for master in group]) for key in group[0].scales}
-    weighs = [master.weights_of_code(slice(0, len(own))) for master, own in zip(group, blocks, strict=True)]
-    given = torch.cat([w for w in weighs if w is not None]) if group[0].weighs_codes else None
-    decoded = form.decode(form.nearest(torch.cat(blocks), scales, given), scales)
+    if group[0].held is not None:
+        codes = torch.cat([master.held for master in group if master.held is not None])
+    else:
+        weighs = [master.weights_of_code(slice(0, len(own))) for master, own in zip(group, blocks, strict=True)]
+        given = torch.cat([w for w in weighs if w is not None]) if group[0].weighs_codes else None
+        codes = form.nearest(torch.cat(blocks), scales, given)
+    decoded = form.decode(codes, scales)
     for master, part in zip(group, decoded.split([len(own) for own in blocks]), strict=True):
         local(master.weight.data).view(-1, form.block).copy_(part)

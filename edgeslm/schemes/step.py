@@ -20,7 +20,7 @@ from edgeslm.knowledge.base import Layer
 from edgeslm.models.blocks import reading
 from edgeslm.models.view import CAUSAL, View
 from edgeslm.parallel.engine import Alone, Engine
-from edgeslm.quantize.masters import Masters
+from edgeslm.quantize.masters import Master, Masters
 from edgeslm.schemes.head_loss import HeadInput, head_loss
 from edgeslm.schemes.loss_weights import LossWeights
 from edgeslm.schemes.objective import Objective, masked_mean
@@ -42,6 +42,7 @@ class StepSettings:
     own_share: float = 1.0  # learning rate of weights that belong to losses, as a share of the weights' learning rate
     exits: tuple[int, ...] = ()  # layers whose own predictions are taught by the last one's (deep to shallow)
     shares: Mapping[str, float] = field(default_factory=dict)  # weight's name -> its share of the learning rate, or 1
+    hold_codes: bool = False  # of what lies on a grid only scales are trained
     lr_key: str = "distill.train.lr"  # what the recipe calls the learning rate, for the sentence about divergence
 
 
@@ -75,10 +76,11 @@ class Step:
         self.model, self.masters, self.objective, self.settings = model, masters, objective, settings
         self.view, self.base, self.stages, self.engine = view, base, tuple(stages), engine or Alone()
         self.own = LossWeights((objective, *stages), settings.betas)
-        matrices = [m.value for m in masters.items if m.value.dim() > 1]
-        vectors = [m.value for m in masters.items if m.value.dim() == 1]
-        groups = _groups(masters, settings)
-        factors = [] if settings.scale_lr is None else masters.learn_scales()
+        factors = [] if settings.scale_lr is None else masters.learn_scales(hold_codes=settings.hold_codes)
+        moved = [m for m in masters.items if m.held is None]
+        matrices = [m.value for m in moved if m.value.dim() > 1]
+        vectors = [m.value for m in moved if m.value.dim() == 1]
+        groups = _groups(moved, settings)
         if factors:
             groups.append({"params": factors, "weight_decay": 0.0, "share": settings.scale_lr or 0.0})
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, fused=True)
@@ -146,6 +148,7 @@ class Step:
     def held_bytes(self) -> int:
         """Of weights, masters, scales and the optimiser's moments, as far as they lie on this process."""
         found = [local(t) for m in self.masters.items for t in (m.weight.data, m.value.data, *m.scales.values())]
+        found += [m.held for m in self.masters.items if m.held is not None]
         found += [local(t) for state in self.optimiser.state.values() for t in state.values()]
         return sum(t.numel() * t.element_size() for t in found)
 
@@ -229,11 +232,11 @@ class Step:
                 master.value.grad = None
 
 
-def _groups(masters: Masters, settings: StepSettings) -> list[dict[str, Any]]:
+def _groups(masters: Sequence[Master], settings: StepSettings) -> list[dict[str, Any]]:
     """Matrices decay, vectors do not; each by its share of the learning rate. What a matrix loses by decay in a step,
     learning rate times decay, is the same whatever its share."""
     found: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for master in masters.items:
+    for master in masters:
         found.setdefault((master.value.dim() == 1, settings.shares.get(master.name, 1.0)), []).append(master.value)
     return [
         {"params": values, "weight_decay": 0.0 if vector else settings.weight_decay / share, "share": share}
