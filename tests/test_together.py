@@ -53,6 +53,23 @@ def test_together_is_what_each_is_alone() -> None:
     assert joined.done < four.done + 4 * 10  # joined and split
 
 
+def test_codes_that_stay_are_decoded_with_the_scales_as_they_are() -> None:
+    made = masters().items
+    for master in made[:4]:
+        learned = master.learn_scales(hold_codes=True)
+        learned.step.data *= 1.25
+        master.scales = learned.scales(master.format)
+    kept = {master.name: master.codes().clone() for master in made}
+    together.project(made, 1 << 20)
+    for master in made:
+        decoded = master.format.decode(kept[master.name], master.scales).to(torch.bfloat16)
+        assert torch.equal(master.weight.view(-1, master.format.block), decoded), master.name
+    groups = [[m.name[0] for m in group] for group in together.groups(made, 1 << 20)]
+    assert groups == [["a", "d"], ["b", "c"], ["e"], ["f"]]
+    made[1].held = None
+    assert ["b"] in [[m.name[0] for m in group] for group in together.groups(made, 1 << 20)]
+
+
 def test_a_rank_without_rows_of_a_tensor_has_nothing_to_round() -> None:
     made = masters().items
     for master in made[1:3]:
