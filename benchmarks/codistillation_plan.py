@@ -12,7 +12,7 @@ from benchmarks.codistillation_worker import Job
 Results = Mapping[str, dict[str, Any]]  # name of a job -> what it gave
 TUNED = ("single", "double", "disjoint", "same", "offline")  # arms with a learning-rate sweep, all over one grid
 ENSEMBLES = ((0, 1), (2, 3), (4, 5))  # seeds of the singles that make each
-# fields of edgeslm.recipe_distill.CodistillScheme; a test holds them to it
+# fields of edgeslm.recipe.distill.CodistillScheme; a test holds them to it
 SCHEME: dict[str, Any] = {
     "groups": 2, "group": None, "folder": None, "exchange": "scheduled", "lag": 0, "patience_s": 600.0,
     "max_age": None, "learn_from": "all", "burn_in": 0.1, "ramp": 0.1, "term": "kl", "weight": 1.0,

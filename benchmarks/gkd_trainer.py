@@ -97,7 +97,7 @@ def write_inputs(folder: Path, steps: int) -> None:
     from benchmarks.train_step import models
     from edgeslm.models.load import load, write_tokenizer
     from edgeslm.models.source import resolve
-    from edgeslm.recipe_parts import DEFAULT_TEACHER
+    from edgeslm.recipe.parts import DEFAULT_TEACHER
 
     student, _, rows = models()
     loaded = load(resolve(DEFAULT_TEACHER, Path.cwd()), torch.float32)

@@ -36,7 +36,7 @@ def weights() -> Any:
 
     from edgeslm.models.load import load
     from edgeslm.models.source import resolve
-    from edgeslm.recipe_parts import DEFAULT_TEACHER
+    from edgeslm.recipe.parts import DEFAULT_TEACHER
 
     model = load(resolve(DEFAULT_TEACHER, Path.cwd()), torch.float32).model
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
@@ -80,7 +80,7 @@ def step_seconds(repeats: int) -> float:
     from edgeslm.models.source import resolve
     from edgeslm.quantize.masters import attach
     from edgeslm.quantize.plan import Plan
-    from edgeslm.recipe_parts import DEFAULT_TEACHER
+    from edgeslm.recipe.parts import DEFAULT_TEACHER
     from edgeslm.schemes.objective import Objective
     from edgeslm.schemes.step import Step, StepSettings
     from edgeslm.teachers.live import LiveTeacher

@@ -91,7 +91,7 @@ def gradient_norm(context: Any, terms: list[Row]) -> float:
     from edgeslm.data.rows import Rows
     from edgeslm.pipeline import guides
     from edgeslm.pipeline.distill import step_of
-    from edgeslm.recipe_distill import LossTerm
+    from edgeslm.recipe.distill import LossTerm
 
     distill = context.recipe.distill.model_copy(update={"objective": tuple(LossTerm(**t) for t in terms)})
     context.recipe = context.recipe.model_copy(update={"distill": distill})

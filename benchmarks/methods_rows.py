@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeslm.recipe_parts import DEFAULT_TEACHER
+from edgeslm.recipe.parts import DEFAULT_TEACHER
 
 Changes = dict[str, Any]
 

@@ -34,7 +34,7 @@ def models() -> tuple[Any, Any, Any]:
     from edgeslm.models.load import load
     from edgeslm.models.source import resolve
     from edgeslm.recipe import expand
-    from edgeslm.recipe_parts import DEFAULT_TEACHER
+    from edgeslm.recipe.parts import DEFAULT_TEACHER
     from edgeslm.students.depth import prune
 
     source = resolve(DEFAULT_TEACHER, Path.cwd())
@@ -138,7 +138,7 @@ def child(side: str, allocator: bool, steps: int, threads: int) -> None:
     from edgeslm import compute, cost
     from edgeslm.models.load import describe
     from edgeslm.models.source import resolve
-    from edgeslm.recipe_parts import DEFAULT_TEACHER
+    from edgeslm.recipe.parts import DEFAULT_TEACHER
 
     torch.set_num_threads(threads)
     if allocator:

@@ -50,8 +50,8 @@ def train(job: SimpleNamespace) -> None:
 
     from edgeslm.data.order import first_by_id, order, shard
     from edgeslm.progress import Progress
-    from edgeslm.recipe_codistill import CodistillScheme
-    from edgeslm.recipe_distill import TrainPart
+    from edgeslm.recipe.codistill import CodistillScheme
+    from edgeslm.recipe.distill import TrainPart
     from edgeslm.schemes import codistill, exchange
     from edgeslm.schemes.exchange import Exchange
     from edgeslm.schemes.loop import Loop

@@ -13,12 +13,6 @@ import pytest
 ROOT = Path(__file__).parent.parent / "edgeslm"
 TORCH_FREE = {"errors", "units", "measurement", "artifact", "recipe", "cost", "progress", "devices", "meters"}
 TORCH_FREE |= {
-    "recipe_text",
-    "recipe_parts",
-    "recipe_student",
-    "recipe_encoder",
-    "recipe_sft",
-    "recipe_codistill",
     "runtimes",
     "evaluate",
     "benchmark",
@@ -33,7 +27,6 @@ TORCH_FREE |= {
     "statistics",
     "training_cost",
     "training_memory",
-    "recipe_scratch",
 }
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnxruntime", "llama_cpp"}
 MAY_NOT = {

@@ -14,7 +14,7 @@ from test_scheme_kinds import KL, ROWS, STEPS, TEXT, Mean, Stopped, equal, lines
 
 from edgeslm.data.order import first_by_id, order, shard
 from edgeslm.errors import DataError
-from edgeslm.recipe_distill import CodistillScheme
+from edgeslm.recipe.distill import CodistillScheme
 from edgeslm.schemes import SCHEMES, codistill, exchange
 from edgeslm.schemes.exchange import Exchange, Mark, Unusable
 from edgeslm.schemes.exchange_places import Bucket, Folder, Place

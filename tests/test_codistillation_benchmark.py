@@ -11,7 +11,7 @@ import pytest
 from benchmarks import codistillation_plan as plan
 from benchmarks import codistillation_table as table
 from benchmarks.codistillation_worker import Job
-from edgeslm.recipe_distill import CodistillScheme
+from edgeslm.recipe.distill import CodistillScheme
 
 DESIGN = plan.Design(480, (0.001, 0.002), 3, 20, (2, 80), (0.0, 0.3))
 

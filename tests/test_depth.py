@@ -17,7 +17,7 @@ from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.quantize.frozen import Frozen
-from edgeslm.recipe_student import DepthStudent
+from edgeslm.recipe.student import DepthStudent
 from edgeslm.report.folder import read
 from edgeslm.report.making import making
 from edgeslm.students import depth

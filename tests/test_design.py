@@ -160,7 +160,7 @@ def test_the_text_ends_in_a_recipe_that_loads(tmp_path: Path) -> None:
     from tiny import recipe as made_recipe
 
     from edgeslm import recipe as recipes
-    from edgeslm.recipe_student import Student  # noqa: F401 (the sections below are its kinds)
+    from edgeslm.recipe.student import Student  # noqa: F401 (the sections below are its kinds)
 
     for teacher in (None, tmp_path / "teacher"):
         if teacher is not None:

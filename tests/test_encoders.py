@@ -84,7 +84,7 @@ def test_tables_are_read_from_json_lines_and_arrow(tmp_path: Path) -> None:
         stream.write_table(written)
     part = recipes.EncoderRecipe.model_fields["tasks"]
     assert part is not None
-    from edgeslm.recipe_encoder import TableSource
+    from edgeslm.recipe.encoder import TableSource
 
     source = TableSource(kind="table", paths=("a",), columns={"text": "sentence"})
     expected = [rows.Item("one", label=1), rows.Item("two", label=-1)]
@@ -97,7 +97,7 @@ def test_tables_are_read_from_json_lines_and_arrow(tmp_path: Path) -> None:
 
 
 def test_a_cloze_blanks_a_name_that_stands_once_nearby(tmp_path: Path) -> None:
-    from edgeslm.recipe_encoder import ClozeSource
+    from edgeslm.recipe.encoder import ClozeSource
 
     told = ["It was cold at sea.", "Then old Queequeg came aboard.", "Nobody spoke to Queequeg for a day.",
             "The wind rose again.", "And so they slept."]  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_cloze_blanks_a_name_that_stands_once_nearby(tmp_path: Path) -> None:
 
 
 def test_questions_lose_the_mark_that_tells(tmp_path: Path) -> None:
-    from edgeslm.recipe_encoder import QuestionSource
+    from edgeslm.recipe.encoder import QuestionSource
 
     (tmp_path / "a.txt").write_text(
         'Who is there? It was a ship. "Is it far?" Not at all.\n\n王何必曰利？亦有仁義而已矣。'
@@ -154,7 +154,7 @@ def test_padding_does_not_matter(kind: str, tmp_path: Path) -> None:
 def _part(told: dict[str, Any]) -> Any:
     from pydantic import TypeAdapter
 
-    from edgeslm.recipe_encoder import EncoderStudent
+    from edgeslm.recipe.encoder import EncoderStudent
 
     return TypeAdapter(EncoderStudent).validate_python(told)
 

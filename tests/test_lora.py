@@ -24,7 +24,7 @@ from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.quantize.frozen import Frozen
-from edgeslm.recipe_sft import LoraPart
+from edgeslm.recipe.sft import LoraPart
 
 peft = pytest.importorskip("peft")
 

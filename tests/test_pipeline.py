@@ -357,14 +357,11 @@ def test_every_family_of_teachers_gives_a_student(folder, tmp_path):
 
 
 DECIDES_NOTHING = {
-    "__init__.py", "__main__.py", "doctor.py", "errors.py", "progress.py", "recipe.py", "recipe_parts.py",
-    "recipe_codistill.py",
-    "recipe_distill.py", "recipe_encoder.py", "pipeline/encoder_check.py", "pipeline/encoder_stages.py",
-    "device_record.py", "fleet.py", "privacy.py", "statistics.py", "training_memory.py",
-    "recipe_scratch.py", "recipe_sft.py", "recipe_student.py", "recipe_text.py", "units.py", "pipeline/__init__.py",
-    "pipeline/learned.py", "pipeline/run.py", "pipeline/serve.py",
+    "__init__.py", "__main__.py", "doctor.py", "errors.py", "progress.py", "pipeline/encoder_check.py",
+    "pipeline/encoder_stages.py", "device_record.py", "fleet.py", "privacy.py", "statistics.py", "training_memory.py",
+    "units.py", "pipeline/__init__.py", "pipeline/learned.py", "pipeline/run.py", "pipeline/serve.py",
 }  # fmt: skip
-SHOWS = ("report/", "cli/", "insight/", "profiles/", "training_cost/", "pipeline/check")
+SHOWS = ("recipe/", "report/", "cli/", "insight/", "profiles/", "training_cost/", "pipeline/check")
 SHOWS += tuple(f"design/{name}" for name in ("__init__", "device", "grids", "propose", "shapes", "teacher"))
 
 

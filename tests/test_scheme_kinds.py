@@ -23,7 +23,7 @@ from edgeslm.data.order import first_by_id, order, shard
 from edgeslm.data.rows import Rows
 from edgeslm.data.written import WriteSettings, write_batch
 from edgeslm.progress import Progress
-from edgeslm.recipe_distill import (
+from edgeslm.recipe.distill import (
     BlockwiseScheme,
     CodistillScheme,
     OfflineScheme,

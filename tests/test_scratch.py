@@ -32,7 +32,7 @@ from edgeslm.pipeline.check import check
 from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
-from edgeslm.recipe_scratch import ScratchStudent
+from edgeslm.recipe.scratch import ScratchStudent
 from edgeslm.students import mup, scratch
 
 SIZES: dict[str, Any] = {"kind": "scratch", "hidden": 64, "layers": 2, "heads": 4}

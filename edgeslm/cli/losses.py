@@ -35,10 +35,10 @@ def loss_table() -> list[dict[str, Any]]:
 
 def scheme_table() -> list[dict[str, Any]]:
     """One row a scheme: its options with their defaults, and what it does."""
-    from edgeslm import recipe_distill
+    from edgeslm.recipe import distill
 
     rows = []
-    for part in typing.get_args(typing.get_args(recipe_distill.Scheme)[0]):
+    for part in typing.get_args(typing.get_args(distill.Scheme)[0]):
         fields = dict(part.model_fields)
         kind = typing.get_args(fields.pop("kind").annotation)[0]
         options = {key: "required" if f.is_required() else _plain(f.default) for key, f in fields.items()}

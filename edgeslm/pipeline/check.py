@@ -24,7 +24,7 @@ from edgeslm.pipeline import (
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
-from edgeslm.recipe_encoder import EncoderRecipe
+from edgeslm.recipe.encoder import EncoderRecipe
 
 
 @dataclass

@@ -49,7 +49,7 @@ def _scheme(recipe: Recipe) -> list[str]:
     """What scheme and objective together leave without an aim."""
     from edgeslm.knowledge import LOSSES
     from edgeslm.knowledge.base import Feature
-    from edgeslm.recipe_distill import LossTerm
+    from edgeslm.recipe.distill import LossTerm
 
     distill, problems = recipe.distill, []
     scheme = distill.scheme

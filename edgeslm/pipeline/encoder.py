@@ -9,7 +9,7 @@ from edgeslm.artifact import file_sha256
 from edgeslm.pipeline.stage import WEIGHTS, Context, Stage, computing, files, read_json, write_json
 
 if TYPE_CHECKING:
-    from edgeslm.recipe_encoder import EncoderRecipe
+    from edgeslm.recipe.encoder import EncoderRecipe
 
 ROOMS = (*WEIGHTS, "encoders", "pipeline/encoder.py", "pipeline/encoder_train.py")
 

@@ -31,7 +31,7 @@ def tune(context: Context, model: Any, at: int, folder: Path) -> None:
 
     from edgeslm.encoders.tokens import Table, read_order
     from edgeslm.quantize.masters import attach
-    from edgeslm.recipe_encoder import EncoderTrain
+    from edgeslm.recipe.encoder import EncoderTrain
     from edgeslm.schemes import offline
     from edgeslm.schemes.objective import Objective
     from edgeslm.schemes.step import Step

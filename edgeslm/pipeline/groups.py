@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeslm.errors import DataError, RecipeError
 from edgeslm.pipeline.stage import Context, digest
 from edgeslm.recipe import Recipe
-from edgeslm.recipe_codistill import is_address
+from edgeslm.recipe.codistill import is_address
 
 if TYPE_CHECKING:
     from edgeslm.schemes.exchange_places import Bucket, Folder, Place

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeslm.pipeline.stage import Context
-from edgeslm.recipe_codistill import is_address
+from edgeslm.recipe.codistill import is_address
 
 
 def metadata(context: Context) -> dict[str, str]:

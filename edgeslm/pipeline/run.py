@@ -29,7 +29,7 @@ from edgeslm.pipeline.ship import BENCHMARK, EVALUATE, EXPORT, run_problems
 from edgeslm.pipeline.stage import Context, Stage, place, read_json, write_json
 from edgeslm.progress import Progress
 from edgeslm.recipe import Recipe
-from edgeslm.recipe_encoder import EncoderRecipe
+from edgeslm.recipe.encoder import EncoderRecipe
 
 STAGES = (TEACHER, DATA, STUDENT, SFT, EQUALISE, PLAN, ROUND, RECORD, DISTILL, EXPORT, EVALUATE, BENCHMARK)
 

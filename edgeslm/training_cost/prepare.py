@@ -159,7 +159,7 @@ def student_config(context: Any, teacher: Mapping[str, Any]) -> dict[str, Any]:
 
 def by_one_process(recipe: Any) -> Any:
     """Stages before training are one process's whatever the recipe says of training."""
-    from edgeslm.recipe_distill import DdpParallel
+    from edgeslm.recipe.distill import DdpParallel
 
     train = recipe.distill.train.model_copy(update={"parallel": DdpParallel()})
     return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"train": train})})

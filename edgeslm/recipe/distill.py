@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from edgeslm.recipe_codistill import CodistillScheme
-from edgeslm.recipe_parts import Beta, Fraction, Part, Positive, Sampling
+from edgeslm.recipe.codistill import CodistillScheme
+from edgeslm.recipe.parts import Beta, Fraction, Part, Positive, Sampling
 
 
 class OfflineScheme(Part):

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
-from edgeslm import recipe_text
 from edgeslm.errors import RecipeError
-from edgeslm.recipe_distill import DistillPart
-from edgeslm.recipe_encoder import EncoderRecipe
-from edgeslm.recipe_parts import (
+from edgeslm.recipe import text
+from edgeslm.recipe.distill import DistillPart
+from edgeslm.recipe.encoder import EncoderRecipe
+from edgeslm.recipe.parts import (
     BenchmarkPart,
     DataPart,
     EvaluatePart,
@@ -29,10 +29,10 @@ from edgeslm.recipe_parts import (
     QuantizePart,
     TeacherPart,
 )
-from edgeslm.recipe_sft import SftPart
-from edgeslm.recipe_student import Student
+from edgeslm.recipe.sft import SftPart
+from edgeslm.recipe.student import Student
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 
 
 class Recipe(Part):
@@ -193,14 +193,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError([f"{path}: a recipe is a mapping of keys such as name, teacher, data, student, distill"])
     data.setdefault("name", path.stem)
     for override in overrides:
-        recipe_text.override(data, override)
+        text.override(data, override)
     family: Any = FAMILIES.get(data.get("family", "causal"))
     if family is None:
         raise RecipeError([f"{path.name}: unknown family '{data['family']}'; leave it out, or write encoder"])
     try:
         return family.model_validate(data)
     except ValidationError as error:
-        raise RecipeError([recipe_text.sentence(e, path, family) for e in error.errors()]) from None
+        raise RecipeError([text.sentence(e, path, family) for e in error.errors()]) from None
 
 
 def expand(patterns: Sequence[str], base: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from edgeslm.design import families
-from edgeslm.recipe_parts import Part, Positive
+from edgeslm.recipe.parts import Part, Positive
 
 Deviation = Annotated[float, Field(gt=0, le=1)]
 Family = Literal["llama", "qwen3", "qwen2", "smollm3", "gemma3_text", "starcoder2", "gpt2"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgeslm.recipe_parts import Beta, ChatSource, Fraction, Part, Positive, WrittenSource
+from edgeslm.recipe.parts import Beta, ChatSource, Fraction, Part, Positive, WrittenSource
 
 Dialogues = Annotated[ChatSource | WrittenSource, Field(discriminator="kind")]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from edgeslm.recipe_parts import Fraction, Part, Positive
+from edgeslm.recipe.parts import Fraction, Part, Positive
 
 
 class ShareWeights(Part):

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from edgeslm.recipe_distill import LossTerm
-from edgeslm.recipe_parts import Beta, Fraction, Part, PlanRule, Positive
+from edgeslm.recipe.distill import LossTerm
+from edgeslm.recipe.parts import Beta, Fraction, Part, PlanRule, Positive
 
 Kind = Literal["classify", "similarity", "span"]
 FLOAT_NAMES = ("*position*", "*token_type*", "head.*", "*.forward_lstm.*", "*.backward_lstm.*")

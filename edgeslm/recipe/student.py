@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from edgeslm.recipe_parts import Part, Positive
-from edgeslm.recipe_scratch import ScratchStudent
+from edgeslm.recipe.parts import Part, Positive
+from edgeslm.recipe.scratch import ScratchStudent
 
 Choose = Literal["influence", "loss", "greedy", "even", "first"]
 
