@@ -111,8 +111,8 @@ def child(arguments: argparse.Namespace) -> Row:
     """Runs the recipe up to a stage; what its steps took, where it has any."""
     from edgeslm import compute, training_memory
     from edgeslm import recipe as recipes
-    from edgeslm.pipeline import check as checks
-    from edgeslm.pipeline import check_memory
+    from edgeslm.pipeline.check import memory
+    from edgeslm.pipeline.check import whole as checks
     from edgeslm.pipeline.run import run as run_recipe
     from edgeslm.pipeline.stage import Context
     from edgeslm.progress import Progress
@@ -128,7 +128,7 @@ def child(arguments: argparse.Namespace) -> Row:
     context = Context(loaded, path.parent, arguments.runs / loaded.name, Progress(quiet=True))
     summary = checks._describe(context)
     student = checks._student(context, summary, checks.Findings())
-    parts = training_memory.parts(student, summary.config, check_memory.step_of(context))
+    parts = training_memory.parts(student, summary.config, memory.step_of(context))
     return {
         "estimate": parts, "estimated_bytes": sum(parts.values()), "held_before_bytes": watched.before,
         "peak_bytes": watched.peak, "measured_bytes": watched.peak - watched.before,

@@ -24,7 +24,7 @@ from edgeslm.errors import DataError, ExportError, RecipeError
 from edgeslm.knowledge import LOSSES
 from edgeslm.knowledge.response import cross_entropy, cross_entropy_fused
 from edgeslm.pipeline.check import check
-from edgeslm.pipeline.encoder_check import ON_SENTENCES, default
+from edgeslm.pipeline.encoder.check import ON_SENTENCES, default
 from edgeslm.pipeline.run import run
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
@@ -82,8 +82,6 @@ def test_tables_are_read_from_json_lines_and_arrow(tmp_path: Path) -> None:
     written = arrow.table({"sentence": ["one", "two"], "label": [1, -1]})
     with arrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file, arrow.ipc.new_stream(file, written.schema) as stream:
         stream.write_table(written)
-    part = recipes.EncoderRecipe.model_fields["tasks"]
-    assert part is not None
     from edgeslm.recipe.encoder import TableSource
 
     source = TableSource(kind="table", paths=("a",), columns={"text": "sentence"})

@@ -17,8 +17,8 @@ from edgeslm import recipe as recipes
 from edgeslm.cli.app import app
 from edgeslm.errors import RecipeError
 from edgeslm.models import source
-from edgeslm.pipeline import check_files
 from edgeslm.pipeline.check import check
+from edgeslm.pipeline.check import files as check_files
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 

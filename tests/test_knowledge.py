@@ -344,7 +344,7 @@ def test_both_kl_tend_to_logit_matching_at_high_temperature(name):
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_option_says_what_it_takes(name):
     """Annotated, and its own default passes."""
-    from edgeslm.pipeline.check_losses import mistake, options_of
+    from edgeslm.pipeline.check.losses import mistake, options_of
 
     options = {n: a for n, a in options_of(LOSSES[name].fn).items() if n != "params"}
     defaults = {n: inspect.signature(LOSSES[name].fn).parameters[n].default for n in options}
@@ -355,7 +355,7 @@ def test_every_option_says_what_it_takes(name):
 
 
 def test_bounds_of_options():
-    from edgeslm.pipeline.check_losses import mistake, options_of
+    from edgeslm.pipeline.check.losses import mistake, options_of
 
     refused = [("jsd", "beta", 0.0), ("jsd", "beta", 1.0), ("skew_kl", "alpha", 1.0), ("alpha_beta", "beta", -0.1)]
     refused += [

@@ -357,8 +357,8 @@ def test_every_family_of_teachers_gives_a_student(folder, tmp_path):
 
 
 DECIDES_NOTHING = {
-    "__init__.py", "__main__.py", "doctor.py", "errors.py", "progress.py", "pipeline/encoder_check.py",
-    "pipeline/encoder_stages.py", "device_record.py", "fleet.py", "privacy.py", "statistics.py", "training_memory.py",
+    "__init__.py", "__main__.py", "doctor.py", "errors.py", "progress.py", "pipeline/encoder/check.py",
+    "pipeline/encoder/__init__.py", "device_record.py", "fleet.py", "privacy.py", "statistics.py", "training_memory.py",
     "units.py", "pipeline/__init__.py", "pipeline/learned.py", "pipeline/run.py", "pipeline/serve.py",
 }  # fmt: skip
 SHOWS = ("recipe/", "report/", "cli/", "insight/", "profiles/", "training_cost/", "pipeline/check")
@@ -409,7 +409,7 @@ def test_a_stage_depends_on_the_code_that_decides_its_result(folder, whole, tmp_
 
 def test_every_file_of_the_package_is_said_to_decide_a_result_or_not_to():
     """A new file must be given to the stages whose results it decides."""
-    from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
+    from edgeslm.pipeline.encoder import ENCODER_STAGES
     from edgeslm.pipeline.run import STAGES
     from edgeslm.pipeline.stage import PACKAGE
 
@@ -431,7 +431,7 @@ def problems(folder: Path, root: Path, *overrides: str) -> list[str]:
 def test_check_asks_for_what_every_container_needs_of_students_and_of_teachers(folder, tmp_path, monkeypatch, missing):
     from importlib.metadata import PackageNotFoundError
 
-    from edgeslm.pipeline import check_files
+    from edgeslm.pipeline.check import files as check_files
 
     def version(package: str) -> str:
         if package == missing:
@@ -465,7 +465,7 @@ def test_disk_is_asked_for_what_is_still_to_be_written(folder, whole, tmp_path, 
     import shutil
     from collections import namedtuple
 
-    from edgeslm.pipeline import check_files
+    from edgeslm.pipeline.check import files as check_files
     from edgeslm.pipeline.run import stages
     from edgeslm.pipeline.stage import place
 
@@ -491,7 +491,7 @@ def test_disk_is_asked_for_what_is_still_to_be_written(folder, whole, tmp_path, 
 def test_a_checkpoint_that_is_there_needs_no_room_again(folder, whole, tmp_path):
     import shutil
 
-    from edgeslm.pipeline.check_files import unfinished
+    from edgeslm.pipeline.check.files import unfinished
 
     root = tmp_path / "tiny"
     shutil.copytree(whole.parent, root)

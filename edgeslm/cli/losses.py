@@ -11,7 +11,7 @@ def loss_table() -> list[dict[str, Any]]:
     """One row a loss: what it reads, its options with their defaults, its default map of layers, its source."""
     from edgeslm.knowledge import LOSSES
     from edgeslm.knowledge.base import Feature
-    from edgeslm.pipeline.check_losses import options_of
+    from edgeslm.pipeline.check.losses import options_of
 
     rows = []
     for name, loss in LOSSES.items():

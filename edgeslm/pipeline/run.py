@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from edgeslm import __version__, units
 from edgeslm.errors import EdgeSLMError
 from edgeslm.pipeline.distill import DISTILL
-from edgeslm.pipeline.encoder_stages import ENCODER_STAGES
+from edgeslm.pipeline.encoder import ENCODER_STAGES
 from edgeslm.pipeline.equalising import EQUALISE
 from edgeslm.pipeline.groups import own_group
 from edgeslm.pipeline.planning import PLAN

@@ -69,7 +69,7 @@ class Prepared:
         return [told, folders, code, self.here.identity(), steps, warmups]
 
     def needs(self, point: Point) -> fit.Needs:
-        from edgeslm.pipeline.check_memory import step_of
+        from edgeslm.pipeline.check.memory import step_of
 
         recipe = self.context.recipe
         own = -(-recipe.batch_rows // point.ranks)  # rows of a rank

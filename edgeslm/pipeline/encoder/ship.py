@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeslm.pipeline.encoder import ROOMS, recipe_of
+from edgeslm.pipeline.encoder.making import ROOMS, recipe_of
 from edgeslm.pipeline.ship import RUNNING, note_exports
 from edgeslm.pipeline.stage import Context, Stage, read_json, write_json
 
@@ -166,7 +166,7 @@ EXPORT = Stage(
     ("teacher", "data", "tune", "distill"),
     _export_slice,
     _export,
-    (*ROOMS, "export", "artifact.py", "pipeline/encoder_ship.py"),
+    (*ROOMS, "export", "artifact.py", "pipeline/encoder/ship.py"),
     PACKAGES,
 )
 EVALUATE = Stage(
@@ -174,6 +174,6 @@ EVALUATE = Stage(
     ("data", "tune", "distill", "export"),
     _evaluate_slice,
     _evaluate,
-    (*RUNNING, "encoders", "pipeline/encoder_ship.py"),
+    (*RUNNING, "encoders", "pipeline/encoder/ship.py"),
     PACKAGES,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeslm import units
 from edgeslm.errors import DataError, RecipeError
-from edgeslm.pipeline.check_files import unfinished
+from edgeslm.pipeline.check.files import unfinished
 from edgeslm.pipeline.distill import DISTILL
 from edgeslm.pipeline.groups import VARIABLE, here, named, servers, starts_apart
 from edgeslm.pipeline.stage import Context

@@ -12,15 +12,7 @@ from typing import Any
 
 from edgeslm import cost
 from edgeslm.errors import EdgeSLMError, RecipeError
-from edgeslm.pipeline import (
-    check_files,
-    check_groups,
-    check_losses,
-    check_memory,
-    check_sft,
-    check_teachers,
-    check_text,
-)
+from edgeslm.pipeline.check import files, groups, losses, memory, sft, teachers, text
 from edgeslm.pipeline.grid import check_grid
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
@@ -56,43 +48,43 @@ def check(context: Context, trains: bool = True) -> Findings:
     from edgeslm import compute
 
     if isinstance(context.recipe, EncoderRecipe):
-        from edgeslm.pipeline import encoder_check
+        from edgeslm.pipeline.encoder import check as encoder_check
 
         return encoder_check.check(context)
     recipe, found = context.recipe, Findings()
     if found.attempt(lambda: context.compute) is None:
         return found
-    for patterns in [*map(check_text.patterns, recipe.data.sources), *check_sft.patterns(recipe)]:
+    for patterns in [*map(text.patterns, recipe.data.sources), *sft.patterns(recipe)]:
         found.attempt(partial(_files, context, patterns))
     judged = found.attempt(lambda: _files(context, recipe.evaluate.paths))
-    found.attempt(lambda: check_files.tasks(context))
+    found.attempt(lambda: files.tasks(context))
     if judged is not None and not found.problems:
-        found.attempt(lambda: check_text.held_out(context))
-    check_losses.losses(recipe, found)
+        found.attempt(lambda: text.held_out(context))
+    losses.losses(recipe, found)
     summary = found.attempt(lambda: _describe(context))
     if summary is not None:
         student = _student(context, summary, found)
-        check_text.positions(context, found, student)
-        found.attempt(lambda: check_text.texts(context, found, summary))
+        text.positions(context, found, student)
+        found.attempt(lambda: text.texts(context, found, summary))
         if not found.problems:  # a plan for a recipe that is wrong would only repeat what is wrong
-            found.attempt(lambda: check_text.exported(context, summary, student))
+            found.attempt(lambda: text.exported(context, summary, student))
         found.attempt(lambda: _plan(context, summary, student, found))
         found.attempt(lambda: check_grid(context, summary.config))
-        check_teachers.teachers(context, found, summary, student)
-        check_sft.answers(context, found)
-        check_sft.sft(context, found, student)
-    found.problems += check_memory.problems(context)
+        teachers.teachers(context, found, summary, student)
+        sft.answers(context, found)
+        sft.sft(context, found, student)
+    found.problems += memory.problems(context)
     if recipe.distill.train.compile and compute.compiler_missing(context.compute.device.type):
         found.problems.append(
             "distill.train.compile: there is no C++ compiler here (g++ or clang++) to make CPU code with; "
             "install one or set it to false"
         )
-    check_files.runnable(recipe, found)
+    files.runnable(recipe, found)
     if trains:  # recording for a larger machine, or a plan, has to fit and no training
-        check_groups.place(context, found)
+        groups.place(context, found)
         if summary is not None and not found.problems:
-            needs = check_memory.needed(context, student, summary.config)
-            found.problems += check_memory.impossible("distill.train: a step", needs, context)
+            needs = memory.needed(context, student, summary.config)
+            found.problems += memory.impossible("distill.train: a step", needs, context)
     return found
 
 
@@ -118,12 +110,12 @@ def _student(context: Context, summary: Any, found: Findings) -> dict[str, Any]:
     from edgeslm.models.shapes import SIZES, pruned
 
     part = context.recipe.student
-    config = (found.attempt(lambda: check_teachers.origin(context)) or summary).config
+    config = (found.attempt(lambda: teachers.origin(context)) or summary).config
     sizes = {key: getattr(part, key, None) for key in SIZES}
     if part.kind == "scratch":
         return found.attempt(lambda: _from_scratch(part, config)) or dict(config)
     shape: dict[str, Any] | None = found.attempt(lambda: pruned(config, sizes))
-    check_text.vocabulary(context, found)
+    text.vocabulary(context, found)
     named, layers = getattr(part, "choose", ""), int(config["num_hidden_layers"])
     if not isinstance(named, str) and named[-1] >= layers:
         found.problems.append(f"student.choose: layer {named[-1]} is not there, {layers} layers are counted from 0")
@@ -153,7 +145,7 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
     parameters = sum(math.prod(s) for s in shapes.values())
     if recipe.quantize.target is not None:
         size, lines = describe_target(context, shapes)
-        check_files.space(context, parameters, summary, found)
+        files.space(context, parameters, summary, found)
         _describe_plan(context, summary, shape, size, parameters, found)
         found.plan += lines
         return
@@ -168,7 +160,7 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
             if reason:
                 found.problems.append(f"export.kinds: {kind} cannot hold {name} exactly: {reason}")
     size = planned_bytes(assigned, shapes)
-    check_files.space(context, parameters, summary, found)
+    files.space(context, parameters, summary, found)
     _describe_plan(context, summary, shape, size, parameters, found)
     _rules(context, assigned, shapes, found)
 
@@ -219,8 +211,8 @@ def _describe_plan(
         ("teacher in float32", units.byte_count(4 * summary.parameters)),
         ("training", f"{recipe.distill.train.steps} steps of {recipe.distill.train.batch_tokens} tokens"),
         ("device", f"{context.compute.device}, {context.compute.dtype}, {context.compute.threads} threads"),
-        *check_memory.lines(context, shape, summary.config),
-        *check_groups.lines(context, shape, parameters),
+        *memory.lines(context, shape, summary.config),
+        *groups.lines(context, shape, parameters),
         ("time to train", f"about {units.seconds(recipe.tokens / (bound * cost.TYPICAL_SHARE))} (an estimate)"),
         ("files", ", ".join([*recipe.export.kinds, *(f"teacher {t}" for t in recipe.export.teacher)])),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeslm.artifact import file_sha256
 from edgeslm.errors import DataError, ModelError
-from edgeslm.pipeline.check_files import containers
+from edgeslm.pipeline.check.files import containers
 from edgeslm.pipeline.stage import Context
 from edgeslm.recipe import expand
 

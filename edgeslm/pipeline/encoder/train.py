@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from edgeslm.pipeline.encoder import recipe_of
+from edgeslm.pipeline.encoder.making import recipe_of
 from edgeslm.pipeline.stage import Context
 
 TUNED = ({"loss": "cross_entropy"},)

@@ -9,9 +9,9 @@ from typing import Any
 
 from edgeslm.errors import ModelError, RecipeError
 from edgeslm.pipeline.check import Findings
-from edgeslm.pipeline.check_files import installed
-from edgeslm.pipeline.check_losses import mistake, options_of
-from edgeslm.pipeline.encoder import items_of, recipe_of, sources, tokenizer
+from edgeslm.pipeline.check.files import installed
+from edgeslm.pipeline.check.losses import mistake, options_of
+from edgeslm.pipeline.encoder.making import items_of, recipe_of, sources, tokenizer
 from edgeslm.pipeline.stage import Context, read_json
 
 NEEDED = ("onnx", "onnxruntime")
@@ -128,7 +128,7 @@ def _student(context: Context, configs: list[dict[str, Any]], found: Findings) -
     from edgeslm.export.onnx import refuses
     from edgeslm.formats import FORMATS
     from edgeslm.formats.names import unknown_format
-    from edgeslm.pipeline import encoder_train
+    from edgeslm.pipeline.encoder.train import outputs
     from edgeslm.quantize.plan import Plan, Rule, planned_bytes
 
     recipe = recipe_of(context)
@@ -137,11 +137,11 @@ def _student(context: Context, configs: list[dict[str, Any]], found: Findings) -
         teachers = [
             Encoder(
                 {"body": "bert", "config": config, "pool": part.pool, "task": recipe.task,
-                 "outputs": encoder_train.outputs(recipe, recipe.served(at))}
+                 "outputs": outputs(recipe, recipe.served(at))}
             )
             for at, (part, config) in enumerate(zip(recipe.teachers, configs, strict=True))
         ]  # fmt: skip
-        student = Encoder(shape(recipe.student, teachers[0], encoder_train.outputs(recipe, every)))
+        student = Encoder(shape(recipe.student, teachers[0], outputs(recipe, every)))
     for index, phase in enumerate(recipe.distill.phases):
         try:
             terms = [t.model_dump() for t in phase.objective]

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from edgeslm.errors import RecipeError
-from edgeslm.pipeline import check_groups
+from edgeslm.pipeline.check import groups
 from edgeslm.pipeline.processes import can_be_cut
 from edgeslm.pipeline.ranks import cut
 from edgeslm.recipe import Recipe
@@ -66,7 +66,7 @@ def _scheme(recipe: Recipe) -> list[str]:
             for what in _teachers_unheard(recipe)
         ]
     if scheme.kind == "codistill":
-        problems += check_groups.problems(recipe)
+        problems += groups.problems(recipe)
     if distill.on_policy and not any(isinstance(loss, Feature) or loss.needs_teacher for loss in named):
         problems.append("distill.on_policy: nothing grades what the student writes; add a loss that has a teacher")
     if getattr(scheme, "exits", ()) and not outputs:

@@ -10,7 +10,8 @@ from typing import Any
 
 from edgeslm import cost, training_memory, units
 from edgeslm.errors import RecipeError
-from edgeslm.pipeline import check_memory, check_text, lora
+from edgeslm.pipeline import lora
+from edgeslm.pipeline.check import memory, text
 from edgeslm.pipeline.prepare import marked
 from edgeslm.pipeline.sft import rows_of, sources
 from edgeslm.pipeline.stage import Context
@@ -21,7 +22,7 @@ def patterns(recipe: Recipe) -> list[Any]:
     """Of the files that the supervised stage names itself."""
     if recipe.sft is None:
         return []
-    return [*map(check_text.patterns, recipe.sft.sources or ()), *([recipe.sft.judge] if recipe.sft.judge else [])]
+    return [*map(text.patterns, recipe.sft.sources or ()), *([recipe.sft.judge] if recipe.sft.judge else [])]
 
 
 def answers(context: Context, found: Any) -> None:
@@ -38,9 +39,9 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     if part is None:
         return
     given = sources(context)
-    text = found.attempt(partial(_text, context, given, student.get("max_position_embeddings")))
+    dialogues = found.attempt(partial(_text, context, given, student.get("max_position_embeddings")))
     adapters = found.attempt(partial(_adapters, part.lora, student)) if part.lora else (0, 0)
-    if text is None or adapters is None or found.problems:
+    if dialogues is None or adapters is None or found.problems:
         return
     from edgeslm import compute
 
@@ -48,10 +49,10 @@ def sft(context: Context, found: Any, student: Mapping[str, Any]) -> None:
     flops = compute.matmul_flops(context.compute, seconds=0.2)
     bound = cost.training_bound(student, context.recipe.data.sequence, flops)
     tokens, needs = part.steps * part.batch_tokens, _memory(context, part, student, count)
-    found.problems += check_memory.impossible("sft: a step", needs, context)
+    found.problems += memory.impossible("sft: a step", needs, context)
     found.plan += [
         ("sft: before distillation", f"{part.steps} steps of {part.batch_tokens} tokens, loss on answers alone"),
-        ("sft: dialogues", text),
+        ("sft: dialogues", dialogues),
         *([("sft: LoRA", _told(part.lora, matrices, count, cost.counts(student).total))] if part.lora else []),
         ("sft: memory (an estimate)", units.byte_count(needs)),
         ("sft: time", f"about {units.seconds(tokens / (bound * cost.TYPICAL_SHARE))} (an estimate)"),
@@ -66,7 +67,7 @@ def _text(context: Context, given: list[Any], most: int | None) -> str:
             chat.append(marked(context, source, index))
         else:
             if context.recipe.sft and context.recipe.sft.sources:  # those of data are looked at there
-                check_text.prompts(context, source, f"sft.sources.{index}.max_new", most)
+                text.prompts(context, source, f"sft.sources.{index}.max_new", most)
             told.append(f"{source.rows} texts that the teacher writes")
     length = context.recipe.data.sequence
     longer = sum(len(d.ids) > length for some in chat for d in some)
@@ -102,7 +103,7 @@ def _memory(context: Context, part: Any, student: Mapping[str, Any], adapters: i
     rows = min(part.micro_rows, batch_rows)
     elsewhere = bool(adapters)  # or, here, nowhere
     step = replace(
-        check_memory.step_of(context), rows=rows, batches=-(-batch_rows // rows), offload=elsewhere, ranks=1, cut=False
+        memory.step_of(context), rows=rows, batches=-(-batch_rows // rows), offload=elsewhere, ranks=1, cut=False
     )
     own = (training_memory.FLOAT * 2 + training_memory.ADAM_MOMENTS * training_memory.FLOAT) * adapters
     return own + sum(training_memory.parts(student, None, step).values())

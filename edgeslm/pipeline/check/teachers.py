@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from edgeslm.errors import ModelError
-from edgeslm.pipeline import check_losses
+from edgeslm.pipeline.check import losses
 from edgeslm.pipeline.stage import Context
 
 
@@ -20,7 +20,7 @@ def teachers(context: Context, found: Any, summary: Any, student: dict[str, Any]
         described = found.attempt(partial(_same_vocabulary, context, more, f"teacher.more.{index}"))
         configs.append(described.config if described else summary.config)
     found.problems += _by_scheme(context, found, summary, student)
-    check_losses.layers(recipe, student, configs, found)
+    losses.layers(recipe, student, configs, found)
     if recipe.distill.targets.kind != "live":
         _targets(context, found, summary.vocab_size, int(student["vocab_size"]))
     if recipe.distill.on_policy and recipe.distill.on_policy.prompt >= recipe.data.sequence - 1:
@@ -44,7 +44,7 @@ def _by_scheme(context: Context, found: Any, summary: Any, student: dict[str, An
         if described is None:
             continue
         layers = any(isinstance(LOSSES.get(term.loss), Feature) for term in recipe.distill.objective)
-        (ours, own), (theirs, other) = (check_losses.sizes(x.config) for x in (summary, described))
+        (ours, own), (theirs, other) = (losses.sizes(x.config) for x in (summary, described))
         if scheme.kind == "route" and layers and (ours, own) != (theirs, other):
             problems.append(
                 f"distill.scheme: {spec}: has {theirs} layers of width {other.hidden}, the recipe's teacher {ours} of "

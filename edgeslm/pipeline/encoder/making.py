@@ -11,7 +11,7 @@ from edgeslm.pipeline.stage import WEIGHTS, Context, Stage, computing, files, re
 if TYPE_CHECKING:
     from edgeslm.recipe.encoder import EncoderRecipe
 
-ROOMS = (*WEIGHTS, "encoders", "pipeline/encoder.py", "pipeline/encoder_train.py")
+ROOMS = (*WEIGHTS, "encoders", "pipeline/encoder/making.py", "pipeline/encoder/train.py")
 
 
 def recipe_of(context: Context) -> EncoderRecipe:
@@ -99,7 +99,7 @@ def _tune_slice(context: Context) -> Any:
 def _tune(context: Context, folder: Path) -> None:
     """Every teacher gets a head and learns its tasks on labelled rows; teachers of similarity are only read."""
     from edgeslm.encoders import model as models
-    from edgeslm.pipeline import encoder_train
+    from edgeslm.pipeline.encoder import train
 
     recipe = recipe_of(context)
     for at, (part, source) in enumerate(zip(recipe.teachers, sources(context), strict=True)):
@@ -107,10 +107,10 @@ def _tune(context: Context, folder: Path) -> None:
         if (place / models.PLAN).exists():  # finished before this stage was stopped
             continue
         teacher = models.read_bert(
-            source.path, part.pool, recipe.task, encoder_train.outputs(recipe, recipe.served(at)), recipe.seed, "sdpa"
+            source.path, part.pool, recipe.task, train.outputs(recipe, recipe.served(at)), recipe.seed, "sdpa"
         )
         if part.tune is not None:
-            encoder_train.tune(context, teacher, at, folder / f"tuning-{at}")
+            train.tune(context, teacher, at, folder / f"tuning-{at}")
         models.save(teacher, place)
 
 
@@ -123,11 +123,11 @@ def _student(context: Context, folder: Path) -> None:
     """The student before training."""
     from edgeslm.encoders import model as models
     from edgeslm.encoders import students
-    from edgeslm.pipeline import encoder_train
+    from edgeslm.pipeline.encoder import train
 
     recipe = recipe_of(context)
     attention = recipe.distill.train.attention
-    outputs = encoder_train.outputs(recipe, range(len(recipe.tasks)))
+    outputs = train.outputs(recipe, range(len(recipe.tasks)))
     teacher = models.load(context.folders["tune"] / "teacher-0", attention)
     if getattr(recipe.student, "start", "") == "pretrained":
         part = recipe.teachers[0]
@@ -148,12 +148,12 @@ def _distill_slice(context: Context) -> Any:
 def _distill(context: Context, folder: Path) -> None:
     """The student follows its teachers through the recipe's phases on its plan, and is frozen."""
     from edgeslm.encoders import model as models
-    from edgeslm.pipeline import encoder_train
+    from edgeslm.pipeline.encoder import train
     from edgeslm.quantize.freeze import freeze
 
     recipe = recipe_of(context)
     student = models.load(context.folders["student"], recipe.distill.train.attention)
-    step, points = encoder_train.distill(context, student, folder)
+    step, points = train.distill(context, student, folder)
     metadata = {"recipe_hash": recipe.training_hash, "base_model": recipe.teachers[0].model}
     kept = context.folders["teacher"] / "tokenizer"
     frozen = freeze(step.masters, "encoder", student.plan, kept, f"{recipe.name}-student", metadata)

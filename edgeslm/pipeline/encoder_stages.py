@@ -1,6 +1,0 @@
-"""The stages of an encoder's recipe, in order."""
-
-from edgeslm.pipeline.encoder import DATA, DISTILL, STUDENT, TEACHER, TUNE
-from edgeslm.pipeline.encoder_ship import EVALUATE, EXPORT
-
-ENCODER_STAGES = (TEACHER, DATA, TUNE, STUDENT, DISTILL, EXPORT, EVALUATE)
