@@ -22,8 +22,8 @@ from edgeslm.design import families
 from edgeslm.errors import RecipeError
 from edgeslm.models.arch.base import plain
 from edgeslm.models.turned import straighten
-from edgeslm.pipeline.check import memory as check_memory
 from edgeslm.pipeline.check import check
+from edgeslm.pipeline.check import memory as check_memory
 from edgeslm.pipeline.stage import Context
 from edgeslm.progress import Progress
 from edgeslm.schemes import head_loss
