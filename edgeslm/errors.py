@@ -1,5 +1,15 @@
 """The one family of errors a user can meet: each is a single sentence that says what, where and what to do."""
 
+from collections.abc import Iterable
+
+
+def instead(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """What to do about a name that is none: the nearest known one, or what is said where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else otherwise
+
 
 class EdgeSLMError(Exception):
     """Something the user can mend. The command line prints the sentence and leaves with `exit_code`."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
+from edgeslm.errors import instead
 from edgeslm.formats import FORMATS
 
 
 def unknown_format(name: str) -> str:
     """With the nearest known name: people write Q4_K_M (a mix of llama.cpp's) and q4_O."""
-    near = difflib.get_close_matches(name.lower(), FORMATS, n=1, cutoff=0.6)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown format '{name}'; {hint}'edgeslm formats' prints all"
+    near = instead(name.lower(), FORMATS, "")
+    return f"unknown format '{name}'; {near}{' ' if near else ''}'edgeslm formats' prints all"

@@ -267,6 +267,14 @@ class EvaluatePart(Part):
     data: str | None = None
     limit: Positive | None = None
 
+    @model_validator(mode="after")
+    def _tasks_to_limit(self) -> EvaluatePart:
+        if self.limit is not None and not self.tasks:
+            raise ValueError(
+                "limit: says how many items of each task are asked, and tasks names none; name some"
+            )
+        return self
+
 
 class BenchmarkPart(Part):
     """`processes` fresh processes an artifact, each with `warmups` and then `repeats` timed runs."""

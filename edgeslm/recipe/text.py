@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from edgeslm.errors import RecipeError
+from edgeslm.errors import RecipeError, instead
 
 
 def override(data: dict[str, Any], text: str) -> None:
@@ -57,8 +56,7 @@ def sentence(error: Any, path: Path, root: Any) -> str:
     where = ".".join(map(str, _keys(error["loc"], root)))
     if error["type"] == "extra_forbidden":
         known = _fields_at(error["loc"][:-1], root)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(sorted(known))}"
+        hint = instead(str(error["loc"][-1]), known, f"known keys here: {', '.join(sorted(known))}", cutoff=0.5)
         return f"{path.name}: unknown key '{where}'; {hint}"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").replace("Tuple", "List")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r:.80})"

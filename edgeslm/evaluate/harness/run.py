@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeslm.artifact import Artifact, file_sha256
 from edgeslm.devices.base import Device
-from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure
+from edgeslm.errors import DataError, EdgeSLMError, RuntimeFailure, instead
 from edgeslm.evaluate.harness.local import OWN, TRAIN, file_of, rows_of
 from edgeslm.evaluate.store import Store
 
@@ -257,11 +257,7 @@ def _datasets(splits: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, known, 1)
-    guess = f"; did you mean {near[0]}?" if near else "; lm-eval ls tasks lists them"
-    return f"--tasks {name}: lm-eval has no such task{guess}"
+    return f"--tasks {name}: lm-eval has no such task; {instead(name, known, 'lm-eval ls tasks lists them')}"
 
 
 @cache

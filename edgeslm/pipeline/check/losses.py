@@ -3,7 +3,6 @@ mean something, and signals that the teachers can give."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import typing
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from edgeslm.errors import RecipeError
+from edgeslm.errors import RecipeError, instead
 from edgeslm.pipeline.check import groups
 from edgeslm.pipeline.processes import can_be_cut
 from edgeslm.pipeline.ranks import cut
@@ -29,8 +28,7 @@ def losses(recipe: Recipe, found: Any) -> None:
     for index, term in enumerate(recipe.distill.objective):
         where = f"distill.objective.{index}"
         if term.loss not in LOSSES:
-            near = difflib.get_close_matches(term.loss, LOSSES, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(LOSSES)}"
+            hint = instead(term.loss, LOSSES, f"known: {', '.join(LOSSES)}")
             found.problems.append(f"{where}: unknown loss '{term.loss}'; {hint}")
             continue
         options = options_of(LOSSES[term.loss].fn)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from functools import partial
 from typing import Any
 
-from edgeslm.errors import ModelError, RecipeError
+from edgeslm.errors import ModelError, RecipeError, instead
 from edgeslm.pipeline.check import Findings
 from edgeslm.pipeline.check.files import installed
 from edgeslm.pipeline.check.losses import mistake, options_of
@@ -52,8 +51,7 @@ def _term(context: Context, phase: Any, term: Any) -> list[str]:
 
     recipe, loss = recipe_of(context), LOSSES.get(term.loss)
     if loss is None:
-        near = difflib.get_close_matches(term.loss, LOSSES, n=1)
-        return [f"unknown loss '{term.loss}'; " + (f"did you mean '{near[0]}'?" if near else ", ".join(LOSSES))]
+        return [f"unknown loss '{term.loss}'; {instead(term.loss, LOSSES, ', '.join(LOSSES))}"]
     problems, options = [], options_of(loss.fn)
     for key, value in (term.model_extra or {}).items():
         if key not in options:
