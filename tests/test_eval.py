@@ -169,8 +169,10 @@ def test_what_is_wrong_is_refused_in_a_sentence(files: dict[str, Path], argument
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_files_are_told_apart_and_runs_stand_for_their_files(files: dict[str, Path], tmp_path: Path) -> None:
-    for run in ("one", "two"):
+def test_files_are_told_apart_and_runs_stand_for_their_files(
+    files: dict[str, Path], tmp_path: Path, monkeypatch
+) -> None:
+    for run in ("one", "two", "runs/three"):
         export = tmp_path / run / "export-1"
         export.mkdir(parents=True)
         (export / "student.gguf").write_bytes(files["near"].read_bytes())
@@ -179,6 +181,9 @@ def test_files_are_told_apart_and_runs_stand_for_their_files(files: dict[str, Pa
     teacher, students, _ = cli_eval.files_of([str(tmp_path / "one"), str(tmp_path / "two")], None, False)
     assert teacher.name == "one/export-1/teacher-f32.gguf"
     assert [s.name for s in students] == ["one/export-1/student.gguf", "two/export-1/student.gguf"]
+    monkeypatch.chdir(tmp_path)
+    named = cli_eval.files_of(["run:three"], None, False)
+    assert named[2] == [Path(f"runs/three/export-1/{name}.gguf") for name in ("teacher-f32", "student")]
     alone, others, _ = cli_eval.files_of([str(files["near"]), str(files["far"])], None, True)
     assert (alone.name, [o.name for o in others]) == ("near.gguf", ["far.gguf"])
     with pytest.raises(ModelError, match="name the float teacher with --teacher"):

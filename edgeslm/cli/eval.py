@@ -91,9 +91,11 @@ def refuse_unknown_figures(wanted: Sequence[Bound], options: Options, tasks: Seq
 
 
 def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[Artifact, list[Artifact], list[Path]]:
-    """(reference, students, files in that order). A run folder stands for its student.gguf, and where no teacher is
-    named for its teacher's float file; a folder of transformers (a kept point of a training) for its float32 GGUF. With
-    `churn` and no teacher the first model is what the others are set beside. Raises ModelError."""
+    """(reference, students, files in that order). A run folder, or `run:NAME` in runs/, stands for its student.gguf,
+    and where no teacher is named for its teacher's float file; a folder of transformers (a kept point of a training)
+    for its float32 GGUF. With `churn` and no teacher the first model is what the others are set beside. Raises
+    ModelError."""
+    models = [_folder(model) for model in models]
     paths, shown = [_model(model) for model in models], [Path(model) for model in models]
     shown = [path if path.name == "student.gguf" else told for path, told in zip(paths, shown, strict=True)]
     if teacher is not None:
@@ -105,6 +107,12 @@ def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[A
     names = _names([*paths[: len(paths) - len(shown)], *shown])
     artifacts = [replace(artifact_of(str(path)), name=name) for path, name in zip(paths, names, strict=True)]
     return artifacts[0], artifacts[1:], paths
+
+
+def _folder(model: str) -> str:
+    from edgeslm.pipeline.stage import RUN
+
+    return str(Path("runs", model.removeprefix(RUN))) if model.startswith(RUN) else model
 
 
 def _model(model: str) -> Path:

@@ -12,7 +12,8 @@ from edgeslm.cli.options import AsJson, Quiet, tell
 
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(help="Shipped files: .gguf, exported ONNX folders, or run folders (their student).")
+        list[str],
+        typer.Argument(help="Shipped files: .gguf, exported ONNX folders, run folders or run:NAME (their student)."),
     ],
     teacher: Annotated[
         str | None,

@@ -31,24 +31,34 @@ OWN_GRID = (
 def fisher(model: Any, ids: Tensor, seed: int, advance: Callable[[int], None]) -> dict[str, Tensor]:
     """Diagonal of the Fisher information per token, float32 [M, K] of every matrix. ids [R, T].
 
-    The model's own weights and type are used as they are; its gradients are left empty. `advance` is told the tokens
-    of every row that is done.
+    The model's own weights and type are used as they are; its gradients are left empty, each as soon as it is counted.
+    `advance` is told the tokens of every row that is done.
     """
     generator = torch.Generator(device=ids.device).manual_seed(seed)
     matrices = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in matrices.items()}
     head = model.get_output_embeddings().weight
-    for row in ids:
-        hidden = _hidden(model, row)
-        d_hidden, d_head = _head_gradients(hidden.detach(), head.detach(), generator)
-        head.grad = d_head  # what the embedding adds to it, where the two are tied, is the same weight's gradient
-        hidden.backward(d_hidden)
-        for name, weight in matrices.items():
-            if weight.grad is not None:
-                gradient = weight.grad.float()
-                sums[name].addcmul_(gradient, gradient)
-        model.zero_grad(set_to_none=True)
-        advance(ids.shape[1])
+
+    def count(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        if gradient is not None:
+            gradient = gradient.float()
+            own[id(weight)].addcmul_(gradient, gradient)
+
+    own = {id(weight): sums[name] for name, weight in matrices.items()}
+    hooks = [weight.register_post_accumulate_grad_hook(count) for weight in matrices.values()]
+    try:
+        for row in ids:
+            hidden = _hidden(model, row)
+            d_hidden, d_head = _head_gradients(hidden.detach(), head.detach(), generator)
+            head.grad = d_head  # what the embedding adds to it, where the two are tied, is the same weight's gradient
+            hidden.backward(d_hidden)
+            count(head)
+            model.zero_grad(set_to_none=True)
+            advance(ids.shape[1])
+    finally:
+        for hook in hooks:
+            hook.remove()
     return {name: total.div_(ids.numel()) for name, total in sums.items()}
 
 

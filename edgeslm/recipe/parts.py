@@ -270,9 +270,7 @@ class EvaluatePart(Part):
     @model_validator(mode="after")
     def _tasks_to_limit(self) -> EvaluatePart:
         if self.limit is not None and not self.tasks:
-            raise ValueError(
-                "limit: says how many items of each task are asked, and tasks names none; name some"
-            )
+            raise ValueError("limit: says how many items of each task are asked, and tasks names none; name some")
         return self
 
 
