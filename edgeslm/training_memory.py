@@ -15,7 +15,7 @@ b bytes of a number in the type of computing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ SLICE_BYTES = 4 << 20
 GPU_SLICE_BYTES = 256 << 20
 SLICE_COPIES = 5  # of a slice of float32 logits while its loss is worked out: both models' logarithms, and between
 HOLES = {"activations": 0.35, "head": 0.8}  # of their size; benchmarks.memory_plan measures
+MOMENT_ROWS = 2  # edgeslm.pipeline.moments, a test holds the two
 LAYER_NORMS = ("gpt2", "starcoder2")
 UNITS = {"starcoder2": 2, "gpt2": 5}  # vectors of the feed-forward; GPT-2's gelu is written out
 Shape = Mapping[str, Any]
@@ -140,6 +141,21 @@ def layer_bytes(shape: Shape, b: int) -> float:
     heads = (FLOAT + b) * (q + kv) if kind in cost.HEAD_NORMS else 0  # of QK-norm; its result is what attention gets
     units = UNITS.get(str(kind), 4)
     return cost.NORMS.get(str(kind), 2) * norm_bytes(shape, b) + b * (2 * q + 2 * kv + units * f) + heads
+
+
+def preparing(student: Shape, teacher: Shape, step: Step, stages: Collection[str], moments: float) -> dict[str, float]:
+    """{stage: bytes, when most is held} of those `stages` before training that look at what weights matter: equalise,
+    plan, round. `moments`: of second moments that are held at a time. The teacher lies there for what comes after."""
+    b, n = step.number_bytes, cost.counts(student).total
+    table = FLOAT * int(student["vocab_size"]) * int(student["hidden_size"])
+    one = replace(step, rows=1, recompute=False)
+    both = b * cost.counts(teacher).total + (FLOAT + b) * n  # the student in float32, and cast for its gradients
+    looking = both + moments + activations(student, replace(one, rows=MOMENT_ROWS))
+    squares = both + FLOAT * n + last_gradient(student, one) + table + activations(student, one)
+    trying = both + FLOAT * n - b * n + table  # floats to put back, the head that is compared with
+    needs = {"equalise": looking, "plan": max(squares, trying, looking if "round" in stages else 0.0)}
+    needs["round"] = looking + n  # codes
+    return {stage: needs[stage] for stage in needs if stage in stages}
 
 
 def alternatives(student: Shape, teacher: Shape | None, step: Step) -> list[tuple[str, float]]:

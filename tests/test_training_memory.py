@@ -158,6 +158,35 @@ def test_check_prints_the_plan_and_what_would_fit(tmp_path: Path, monkeypatch: p
         recipes.load(made_recipe(tmp_path), ["distill.train.compile=true", "distill.train.recompute=true"])
 
 
+def test_stages_before_training_are_estimated_and_refused_where_they_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeslm.pipeline import moments
+
+    assert memory.MOMENT_ROWS == moments.ROWS
+    how = ["quantize={target: {bits: 5.0}, rounding: fisher, equalise: true}", "distill.train.steps=2"]
+    loaded = recipes.load(made_recipe(tmp_path), how)
+    context = Context(loaded, tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True))
+    assert dict(check(context).plan)["memory before training (an estimate)"].startswith("equalise ")
+    plain = recipes.load(made_recipe(tmp_path), ["quantize={rounding: feedback}"])
+    plain_context = Context(plain, tmp_path, tmp_path / "runs" / "tiny", Progress(quiet=True))
+    assert "plan" not in dict(check(plain_context).plan)["memory before training (an estimate)"]
+    monkeypatch.setattr(check_memory, "available_bytes", lambda context: 1e5)
+    problems = check(context).problems
+    for stage, remedy in check_memory.WITHOUT.items():
+        assert any(p.startswith(f"quantize: stage {stage} would take about") and remedy in p for p in problems), stage
+
+
+def test_what_a_plan_holds_at_least_is_in_its_estimate() -> None:
+    """The student in float32 and cast, squares of gradients, the teacher; and with codes that stay no moments."""
+    step, n = memory.Step(8, 256, 2), cost.counts(QWEN_1B).total
+    before = memory.preparing(QWEN_1B, QWEN_1B, step, ("plan", "round"), 1e9)
+    assert list(before) == ["plan", "round"] and before["plan"] > (4 + 2 + 4 + 2) * n < before["round"] + 4 * n
+    assert memory.preparing(QWEN_1B, QWEN_1B, step, ("round",), 3e9)["round"] == before["round"] + 2e9
+    trained, alone = (memory.parts(QWEN_1B, None, replace(step, codes_stay=stay)) for stay in (False, True))
+    assert alone["moments"] < trained["moments"] / 8 and alone["masters"] == 5 * n
+
+
 def stepped(device: str, where: torch.device | None) -> tuple[Any, int]:
     """A student after two updates on `device`, its masters `where`; what the device held at most."""
     from edgeslm.quantize.masters import attach

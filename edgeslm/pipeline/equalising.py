@@ -28,10 +28,12 @@ def _slice(context: Context) -> Any:
 def _equalise(context: Context, folder: Path) -> None:
     from safetensors.torch import save_file
 
+    from edgeslm.compute import return_freed_memory
     from edgeslm.data.rows import Rows
     from edgeslm.quantize import equalise
 
     computed = cast(made_student(context), context.compute.dtype)  # gradients are those of training
+    return_freed_memory()  # the float32 copy that it came in
     student = made_student(context)
     ids = importance_rows(context, Rows.load(context.folders["data"] / "rows.safetensors"), SEED)
     sites = equalise.sites(student)

@@ -24,12 +24,17 @@ def groups_of(context: Context, student: Any, names: Collection[str], by_loss: b
 
 def groups(context: Context, sizes: Mapping[str, int]) -> list[list[str]]:
     """Names of so many bytes, in groups that fit."""
-    from edgeslm import compute
     from edgeslm.quantize.importance import moment_groups
 
+    return moment_groups(sizes, most_bytes(context))
+
+
+def most_bytes(context: Context) -> int:
+    """Of moments that are held at a time; a single weight's may be more."""
+    from edgeslm import compute
+
     low, high = MOMENT_BYTES
-    share = int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0))
-    return moment_groups(sizes, min(high, max(low, share)))
+    return min(high, max(low, int(MOMENT_SHARE * (compute.memory_bytes(context.compute.device) or 0))))
 
 
 def in_halves(

@@ -120,6 +120,7 @@ def _plan(context: Context, folder: Path) -> None:
     """Measures, chooses, and measures what was chosen on text that had no part in choosing."""
     import torch
 
+    from edgeslm.compute import return_freed_memory
     from edgeslm.quantize import planner
     from edgeslm.quantize.sensitivity import Reference
 
@@ -130,11 +131,13 @@ def _plan(context: Context, folder: Path) -> None:
     ids, other, every = _rows(context)
     importance = channel_weights(context, student, every, SEED)
     computed = cast(student_model(context), context.compute.dtype)  # gradients are those of training
+    return_freed_memory()  # the float32 copy that it came in
     costs = _costs(context, computed, dict(student.named_parameters()), choices, ids, importance)
     left = None
     if context.recipe.quantize.by_loss:
         left = left_by_feedback(context, computed, importance_rows(context, every, SEED), choices, SEED)
     del computed
+    return_freed_memory()
     measured = max(1, len(ids) // MEASURED_SHARE)
     reference = Reference(student, torch.cat([ids[:measured], other[:measured]]), importance)
     calls = len(set(map(planner.kind_of, choices))) + 1

@@ -10,6 +10,12 @@ from edgeslm import training_memory, units
 from edgeslm.pipeline.stage import SHARE, Context
 
 DOUBT = 1.3  # estimates are within 15 % of what was measured
+SMALLER_STEP = "lower micro_rows, set recompute: true,"
+WITHOUT = {
+    "equalise": "say quantize.equalise: false,",
+    "plan": "give quantize.plan in place of quantize.target,",
+    "round": "say quantize.rounding: nearest,",
+}
 
 
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -20,6 +26,9 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     needs = _of_all(held, step)
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
     found = [(f"memory to train{each} (an estimate)", _told(held))]
+    if before := preparing(context, student, teacher):
+        told = ", ".join(f"{stage} {units.byte_count(size)}" for stage, size in before.items())
+        found.insert(0, ("memory before training (an estimate)", told))
     if step.offload:
         found.append(
             ("main memory beside it (an estimate)", _told(training_memory.optimiser(student, step.codes_stay)))
@@ -39,6 +48,21 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
     return found
 
 
+def preparing(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
+    """{stage: bytes} of the stages between student and training that this recipe has."""
+    from edgeslm.models.shapes import parameter_shapes
+    from edgeslm.pipeline.moments import most_bytes
+    from edgeslm.quantize.loss_moments import WIDEST
+
+    part = context.recipe.quantize
+    asked = {"equalise": part.equalise, "plan": part.target is not None, "round": part.feeds_back}
+    matrices = [shape for shape in parameter_shapes(dict(student)).values() if len(shape) == 2]
+    sizes = [4 * (k**2 + (o**2 if part.by_loss and o <= WIDEST else 0)) for o, k in matrices]
+    held = max(max(sizes), min(most_bytes(context), 2 * sum(sizes)))  # of two halves of the text
+    stages = [stage for stage, there in asked.items() if there]
+    return training_memory.preparing(student, teacher, step_of(context), stages, held)
+
+
 def needed(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
     """Bytes that a training step takes."""
     step = step_of(context)
@@ -50,14 +74,14 @@ def _of_all(held: Mapping[str, float], step: training_memory.Step) -> float:
     return sum(held.values()) * (1 if step.gpu else step.ranks)
 
 
-def impossible(what: str, needs: float, context: Context) -> list[str]:
-    """A problem where an estimate is beyond all doubt more than there is."""
+def impossible(what: str, needs: float, context: Context, lower: str = SMALLER_STEP) -> list[str]:
+    """A problem where an estimate is beyond all doubt more than there is. `lower`: what the recipe can have instead."""
     there = available_bytes(context)
     if there is None or needs <= DOUBT * there:
         return []
     return [
-        f"{what} would take about {units.byte_count(needs)} of memory and there are {units.byte_count(there)}; lower "
-        "micro_rows, set recompute: true, or take a smaller student or teacher"
+        f"{what} would take about {units.byte_count(needs)} of memory and there are {units.byte_count(there)}; {lower} "
+        "or take a smaller student or teacher"
     ]
 
 

@@ -85,6 +85,8 @@ def check(context: Context, trains: bool = True) -> Findings:
         if summary is not None and not found.problems:
             needs = memory.needed(context, student, summary.config)
             found.problems += memory.impossible("distill.train: a step", needs, context)
+            for stage, size in memory.preparing(context, student, summary.config).items():
+                found.problems += memory.impossible(f"quantize: stage {stage}", size, context, memory.WITHOUT[stage])
     return found
 
 
