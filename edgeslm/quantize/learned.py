@@ -7,8 +7,10 @@ gradient straight through the rounding gives, with G the gradient of the decoded
     dL/dminimum = sum over the group of -G                where clipped, else 0   (LSQ+, arXiv:2004.09576)
 
 What is trained is a factor on the fitted step (and for affine grids on the fitted minimum), so that one learning rate
-suits all blocks. After every update the file's own rounding is applied (`BlockFormat.gather`): float16, six bits of a
-float16, a power of two. The gradient passes straight through that rounding too.
+suits all blocks. Where steps are small integers of a float16, one factor more moves that float16 and all steps with it:
+integers alone, of four or six bits, are too coarse to follow a small change. After every update the file's own rounding
+is applied (`BlockFormat.gather`): float16, six bits of a float16, a power of two. The gradient passes straight through
+that rounding too.
 
 Shape letters: n blocks, k weights in a block, g groups (sub-blocks with a scale of their own) in a block.
 """
@@ -21,14 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from edgeslm.formats.base import BlockFormat, Scales
+from edgeslm.formats.search import to_float16
+
+OUTER = {"d": "sc", "dmin": "m"}  # of steps, of minima: the float16 of a block, and the integers it is multiplied by
 
 
 @dataclass
 class LearnedScales:
-    """Factors on the fitted scales of one tensor. `base` are the scales as fitted, whose scales of scales stay."""
+    """Factors on the fitted scales of one tensor. `base` are the scales as fitted."""
 
     step: nn.Parameter  # [n, g] around 1
     minimum: nn.Parameter | None  # [n, g] around 1, of affine grids
+    outer: dict[str, nn.Parameter]  # [n, 1] around 1: of the scales of scales, by their name
     base: Scales
     low: float  # smallest and largest level of the grid
     high: float
@@ -39,7 +45,12 @@ class LearnedScales:
         step, minimum = grid.spread(scales)  # type: ignore[misc]
         own = None if minimum is None else nn.Parameter(torch.ones_like(minimum))
         base = {key: value.clone() for key, value in scales.items()}
-        return cls(nn.Parameter(torch.ones_like(step)), own, base, *extremes(grid, scales))
+        outer = {
+            key: nn.Parameter(torch.ones_like(base[key], dtype=torch.float32))
+            for key, integers in OUTER.items()
+            if key in base and integers in base
+        }
+        return cls(nn.Parameter(torch.ones_like(step)), own, outer, base, *extremes(grid, scales))
 
     @torch.no_grad()
     def restart(self, grid: BlockFormat, scales: Scales) -> None:
@@ -50,14 +61,16 @@ class LearnedScales:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [self.step] if self.minimum is None else [self.step, self.minimum]
+        inner = [self.step] if self.minimum is None else [self.step, self.minimum]
+        return [*inner, *self.outer.values()]
 
     @torch.no_grad()
     def scales(self, grid: BlockFormat) -> Scales:
         """What the factors stand for, on the grid the file stores."""
-        step, minimum = grid.spread(self.base)  # type: ignore[misc]
+        base = self.base | {key: to_float16(self.base[key].float() * factor) for key, factor in self.outer.items()}
+        step, minimum = grid.spread(base)  # type: ignore[misc]
         moved = None if minimum is None or self.minimum is None else minimum * self.minimum
-        return grid.gather(step * self.step, moved, self.base)  # type: ignore[misc]
+        return grid.gather(step * self.step, moved, base)  # type: ignore[misc]
 
     @torch.no_grad()
     def gradients(
@@ -75,12 +88,8 @@ class LearnedScales:
         level = grid.levels(grid.nearest(w, scales, importance)).reshape(x.shape)  # type: ignore[misc]
         clipped = (x < self.low) | (x > self.high)
         g = grad.reshape(x.shape)
-        base = {key: value[part] for key, value in self.base.items()}
-        base_step, base_minimum = grid.spread(base)  # type: ignore[misc]
-        found = [(g * (level - x.masked_fill_(clipped, 0.0))).sum(2) * base_step]
-        if base_minimum is not None:
-            found.append(-(g * clipped).sum(2) * base_minimum)
-        return found
+        of_step = (g * (level - x.masked_fill_(clipped, 0.0))).sum(2)
+        return self._of_factors(grid, of_step, -(g * clipped).sum(2), scales, part)
 
     @torch.no_grad()
     def gradients_of_held(
@@ -88,9 +97,23 @@ class LearnedScales:
     ) -> list[Tensor]:
         """As `gradients`, of codes [n, k] that do not depend on the scales: of levels(codes) * step - minimum."""
         g = grad.reshape(*grid.spread(scales)[0].shape, -1)  # type: ignore[misc]
-        step, minimum = grid.spread({key: value[part] for key, value in self.base.items()})  # type: ignore[misc]
-        found = [(g * grid.levels(codes).reshape(g.shape)).sum(2) * step]  # type: ignore[misc]
-        return found if minimum is None else [*found, -g.sum(2) * minimum]
+        of_step = (g * grid.levels(codes).reshape(g.shape)).sum(2)  # type: ignore[misc]
+        return self._of_factors(grid, of_step, -g.sum(2), scales, part)
+
+    def _of_factors(
+        self, grid: BlockFormat, of_step: Tensor, of_minimum: Tensor, scales: Scales, part: slice
+    ) -> list[Tensor]:
+        """Gradients of steps and minima [n, g] -> those of `parameters`."""
+        base = grid.spread({key: value[part] for key, value in self.base.items()})  # type: ignore[misc]
+        now = grid.spread(scales)  # type: ignore[misc]
+        found, outer = list[Tensor](), list[Tensor]()
+        for key, gradient, fitted, moved in zip(OUTER, (of_step, of_minimum), base, now, strict=True):
+            if fitted is None or moved is None:
+                continue
+            found.append(gradient * fitted)
+            if key in self.outer:
+                outer.append((gradient * moved).sum(1, keepdim=True) / self.outer[key].data[part])
+        return [*found, *outer]
 
 
 def extremes(grid: BlockFormat, scales: Scales) -> tuple[float, float]:
