@@ -22,6 +22,7 @@ ARMS: dict[str, list[str]] = {
     "activations as llama.cpp rounds them": ["quantize.activations=llama.cpp"],
     "activations not simulated": ["quantize.activations=null"],
     "learned scales": ["quantize.scales={kind: learned}"],
+    "scales trained alone": ["quantize.scales={kind: alone, lr: 0.0003}"],
     "scales fitted again every 16 steps": ["quantize.scales={kind: refit, every: 16}"],
     "nearest rounding": ["quantize.rounding=nearest"],
     "feedback by inputs alone": ["quantize.rounding=feedback"],
