@@ -3,7 +3,9 @@
 Each row is a recipe (and what is changed of it) trained for a few steps in a process of its own, on a student that an
 earlier process built. Measured is the largest resident memory of any step less what the process held when the training
 stage began: interpreter, libraries and text are in every process and in no estimate. Estimated is what `check` prints
-for the same recipe. On a GPU both are of the card: what torch had allocated there at most.
+for the same recipe. Rows *before training* are of one process that equalises, plans and rounds: the largest of all that
+less what it held when it began, beside the largest estimate of these stages. On a GPU both are of the card: what torch
+had allocated there at most.
 
     python -m benchmarks.memory_plan --rows pair --card 24GB --tokenizer-folder DIR      a 7B teacher, a 1.5B student
 
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,9 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "smollm2-0.1b-depth, float32": ("smollm2-0.1b-depth", ("distill.train.precision=f32",)),
     "scratch, 512 wide": ("smollm2-0.06b", MIDDLE),
 }
+BEFORE = "before training"
+PREPARED = ("quantize.rounding=fisher", "quantize.equalise=true")
+ROWS |= {f"{name}, {BEFORE}": (name, PREPARED) for name in ("stories15m-4.5bit", "smollm2-4.5bit")}
 PAIR = "pair"
 PAIR_SAID = "1.5B student of a 7B teacher"
 FEW = ("data.sources=[{kind: text, paths: ['package:text/learn/*.txt']}]", "distill.train.batch_tokens=4096")
@@ -70,7 +76,8 @@ def run(arguments: argparse.Namespace) -> Row:
         if PAIR in arguments.rows:
             arguments.pair = memory_pair.made(Path(folder), arguments.tokenizer_folder)
         for name in arguments.rows:
-            rows[name] = one(*said(name, arguments), Path(folder), arguments.card)
+            stages = ("round",) if name.endswith(BEFORE) else ("student", "distill")
+            rows[name] = one(*said(name, arguments), Path(folder), stages, arguments.card)
             print(line(name, rows[name]), flush=True)
     return {
         "versions": record.versions("edgeslm", "torch", "transformers"), "threads": arguments.threads,
@@ -94,10 +101,10 @@ def refuse(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"--tokenizer-folder: {folder} holds no tokenizer.json; name a folder in hub layout")
 
 
-def one(recipe: Path, changes: list[str], runs: Path, card: int | None = None) -> Row:
-    """The student is made by one process, trained by the next. Raises SystemExit where one fails."""
+def one(recipe: Path, changes: list[str], runs: Path, stages: Sequence[str], card: int | None = None) -> Row:
+    """A process runs the recipe up to each of `stages`, the last is measured. Raises SystemExit where one fails."""
     found: Row = {}
-    for until in ("student", "distill"):
+    for until in stages:
         command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", until, "--recipe", str(recipe)]
         command += ["--runs", str(runs), *(["--card", str(card)] if card else []), "--said", *changes]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -122,15 +129,22 @@ def child(arguments: argparse.Namespace) -> Row:
     if arguments.card:
         shrink(compute, arguments.card)
     watched = Watched(compute)
-    run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until=arguments.child)
-    if arguments.child != "distill":
-        return {}
     context = Context(loaded, path.parent, arguments.runs / loaded.name, Progress(quiet=True))
+    if arguments.child == "round":
+        compute.reset_peak_memory(context.compute)
+    run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until=arguments.child)
+    if arguments.child == "student":
+        return {}
     summary = checks._describe(context)
     student = checks._student(context, summary, checks.Findings())
-    parts = training_memory.parts(student, summary.config, memory.step_of(context))
+    if arguments.child == "round":
+        watched.peak = compute.peak_memory_bytes(context.compute) or 0
+        parts = memory.preparing(context, student, summary.config)
+    else:
+        parts = training_memory.parts(student, summary.config, memory.step_of(context))
     return {
-        "estimate": parts, "estimated_bytes": sum(parts.values()), "held_before_bytes": watched.before,
+        "estimate": parts, "estimated_bytes": (max if arguments.child == "round" else sum)(parts.values()),
+        "held_before_bytes": watched.before,
         "peak_bytes": watched.peak, "measured_bytes": watched.peak - watched.before,
         "dtype": str(context.compute.dtype).removeprefix("torch."), "device": context.compute.device.type,
     }  # fmt: skip
@@ -232,7 +246,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stories", default="stories15M.bin", help="llama2.c's file of TinyStories 15M")
     parser.add_argument("--tokenizer", default="tokenizer.model", help="and its tokenizer")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--child", choices=["student", "distill"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["student", "distill", "round"], help=argparse.SUPPRESS)
     parser.add_argument("--recipe", help=argparse.SUPPRESS)
     parser.add_argument("--runs", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--said", nargs="*", default=[], help=argparse.SUPPRESS)
