@@ -4,8 +4,8 @@ Each row is a recipe (and what is changed of it) trained for a few steps in a pr
 earlier process built. Measured is the largest resident memory of any step less what the process held when the training
 stage began: interpreter, libraries and text are in every process and in no estimate. Estimated is what `check` prints
 for the same recipe. Rows *before training* are of one process that equalises, plans and rounds: the largest of all that
-less what it held when it began, beside the largest estimate of these stages. On a GPU both are of the card: what torch
-had allocated there at most.
+less what it held once the student was there, beside the largest estimate of these stages. On a GPU both are of the
+card: what torch had allocated there at most.
 
     python -m benchmarks.memory_plan --rows pair --card 24GB --tokenizer-folder DIR      a 7B teacher, a 1.5B student
 
@@ -131,6 +131,7 @@ def child(arguments: argparse.Namespace) -> Row:
     watched = Watched(compute)
     context = Context(loaded, path.parent, arguments.runs / loaded.name, Progress(quiet=True))
     if arguments.child == "round":
+        run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until="student")
         compute.reset_peak_memory(context.compute)
     run_recipe(loaded, path.parent, arguments.runs, Progress(quiet=True), until=arguments.child)
     if arguments.child == "student":

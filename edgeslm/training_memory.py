@@ -50,7 +50,7 @@ class Step:
     heard: bool = True  # the teacher works beside the student; else it is there to judge by
     teachers: int = 1  # copies: one that teaches otherwise than it is (rounded, or folded) is there once more
     ranks: int = 1  # processes that share a step's rows; `parts` is of one of them
-    codes_stay: bool = False  # only scales, norms and biases are trained
+    held: float = 0.0  # share of the student's weights whose codes stay: of these only scales are trained
     cut: bool = False  # each holds its rows of the student (fsdp2), else all of it (ddp)
 
     @property
@@ -61,7 +61,7 @@ class Step:
 def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]:
     """{what: bytes} on the device that computes, at the moment of a step when most is held; what is not there then is
     0. `teacher`: None where there is none."""
-    b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student, step.codes_stay)
+    b, own = step.number_bytes, dict.fromkeys(OPTIMISER, 0.0) if step.offload else optimiser(student, step.held)
     n = cost.counts(student).total
     if step.cut:
         own = {what: size / step.ranks for what, size in own.items()}
@@ -84,13 +84,13 @@ def parts(student: Shape, teacher: Shape | None, step: Step) -> dict[str, float]
     return held | max(moments, key=lambda moment: sum(moment.values())) | holes
 
 
-def optimiser(student: Shape, codes_stay: bool = False) -> dict[str, float]:
-    """{what: bytes} that the optimiser holds beside the weights, or with `offload` in main memory. `codes_stay`: codes
-    lie beside the masters, and what is trained are factors, one for each GROUP of weights."""
+def optimiser(student: Shape, held: float = 0.0) -> dict[str, float]:
+    """{what: bytes} that the optimiser holds beside the weights, or with `offload` in main memory. `held`: share of the
+    weights whose codes lie beside the masters, and of which factors are trained, one for each GROUP."""
     n = cost.counts(student).total
-    if codes_stay:
-        return {"masters": (FLOAT + 1) * n, "moments": (ADAM_MOMENTS + 1) * FLOAT * n / GROUP, "gradients": FLOAT * n}
-    return dict(zip(OPTIMISER, (FLOAT * n, ADAM_MOMENTS * FLOAT * n, FLOAT * n), strict=True))
+    stay, move = held * n, (1 - held) * n
+    moments = ADAM_MOMENTS * FLOAT * move + (ADAM_MOMENTS + 1) * FLOAT * stay / GROUP
+    return dict(zip(OPTIMISER, (FLOAT * n + stay, moments, FLOAT * n), strict=True))
 
 
 def total(student: Shape, teacher: Shape | None, step: Step) -> float:
@@ -143,18 +143,20 @@ def layer_bytes(shape: Shape, b: int) -> float:
     return cost.NORMS.get(str(kind), 2) * norm_bytes(shape, b) + b * (2 * q + 2 * kv + units * f) + heads
 
 
-def preparing(student: Shape, teacher: Shape, step: Step, stages: Collection[str], moments: float) -> dict[str, float]:
+def preparing(student: Shape, origin: Shape, step: Step, stages: Collection[str], moments: float) -> dict[str, float]:
     """{stage: bytes, when most is held} of those `stages` before training that look at what weights matter: equalise,
-    plan, round. `moments`: of second moments that are held at a time. The teacher lies there for what comes after."""
+    plan, round. `moments`: of second moments that are held at a time. `origin`: the model that a stage reads whole, in
+    float32, to make the student of it."""
     b, n = step.number_bytes, cost.counts(student).total
     table = FLOAT * int(student["vocab_size"]) * int(student["hidden_size"])
     one = replace(step, rows=1, recompute=False)
-    both = b * cost.counts(teacher).total + (FLOAT + b) * n  # the student in float32, and cast for its gradients
+    both = (FLOAT + b) * n  # the student in float32, and cast for its gradients
     looking = both + moments + activations(student, replace(one, rows=MOMENT_ROWS))
     squares = both + FLOAT * n + last_gradient(student, one) + table + activations(student, one)
     trying = both + FLOAT * n - b * n + table  # floats to put back, the head that is compared with
-    needs = {"equalise": looking, "plan": max(squares, trying, looking if "round" in stages else 0.0)}
-    needs["round"] = looking + n  # codes
+    made = FLOAT * cost.counts(origin).total
+    planned = max(squares, trying, FLOAT * n + made, looking if "round" in stages else 0.0)
+    needs = {"equalise": max(looking, b * n + made), "plan": planned, "round": max(looking + n, made)}
     return {stage: needs[stage] for stage in needs if stage in stages}
 
 

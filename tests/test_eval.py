@@ -183,6 +183,10 @@ def test_files_are_told_apart_and_runs_stand_for_their_files(
     assert [s.name for s in students] == ["one/export-1/student.gguf", "two/export-1/student.gguf"]
     monkeypatch.chdir(tmp_path)
     named = cli_eval.files_of(["run:three"], None, False)
+    (tmp_path / "runs/three/distill-1/route/1").mkdir(parents=True)
+    with pytest.raises(ModelError, match="holds no kept point 1"):
+        cli_eval.files_of(["run:three@1"], None, False)
+    assert cli_eval.files_of([str(files["near"])], "run:three", False)[2] == [named[2][0], files["near"]]
     assert named[2] == [Path(f"runs/three/export-1/{name}.gguf") for name in ("teacher-f32", "student")]
     alone, others, _ = cli_eval.files_of([str(files["near"]), str(files["far"])], None, True)
     assert (alone.name, [o.name for o in others]) == ("near.gguf", ["far.gguf"])

@@ -255,8 +255,8 @@ def test_a_server_looks_again_when_its_bucket_failed(tmp_path, monkeypatch):
 # Recipes ------------------------------------------------------------------------------------------------------------
 
 
-def looked(folder: Path, root: Path, *overrides: str, trains: bool = True) -> Findings:
-    return check(Context(load(folder, *overrides), folder, root, Progress(quiet=True)), trains)
+def looked(folder: Path, root: Path, *overrides: str, until: str | None = None) -> Findings:
+    return check(Context(load(folder, *overrides), folder, root, Progress(quiet=True)), until)
 
 
 def test_a_run_through_a_bucket_is_as_through_a_folder_bit_for_bit(folder, tmp_path, monkeypatch):
@@ -348,7 +348,7 @@ def test_a_place_that_is_none_is_one_sentence_before_any_compute(where, said, fo
 
 def test_what_does_not_train_needs_no_place(folder, tmp_path):
     how = scheme("{kind: weights}", folder=f"'denies:/{tmp_path}'")
-    assert not looked(folder, tmp_path / "none", how, trains=False).problems
+    assert not looked(folder, tmp_path / "none", how, until="student").problems
     assert "data" in made(folder, tmp_path, how, until="data")
 
 

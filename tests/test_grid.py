@@ -183,6 +183,10 @@ def test_a_recipe_can_take_what_another_run_shipped_as_its_teacher(folder, tmp_p
         (["quantize.rounding=fisher", "quantize.start=0.5"], "fisher rounding is made before"),
         (["quantize.importance={file: none.gguf}"], "none.gguf"),
         (["quantize.importance={file: none.gguf}", "quantize.rounding=feedback", FIXED], "nothing would read it"),
+        (
+            ["quantize={plan: [{pattern: '*', format: f16}], scales: {kind: alone}}", "export.kinds=[gguf]"],
+            "there is no scale to train",
+        ),
         (["teacher.format=q4_k"], "q4_k"),
         (["teacher.format=q9"], "q9"),
     ],

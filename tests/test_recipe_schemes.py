@@ -309,6 +309,9 @@ def test_copies_from_scratch_start_apart(folder, runs):
     assert both[0][name].std().item() == pytest.approx(both[1][name].std().item(), rel=0.1)
     with pytest.raises(RecipeError, match="no common average"):
         made(folder, runs, "name=apart", scheme.replace("keep: 9", "after: average"), SCRATCH, F32)
+    mean = scheme.replace("keep: 9", "after: average")
+    with pytest.raises(RecipeError, match="scales trained alone have no common average"):
+        made(folder, runs, "name=mean", mean, "quantize.scales={kind: alone}")
 
 
 def test_groups_read_shards_or_the_same_rows_in_their_own_order(folder, runs):
@@ -403,7 +406,7 @@ def test_what_stops_before_training_needs_no_memory_to_train(folder, tmp_path) -
     huge = load(folder, "distill.train.micro_rows=100000", "distill.train.batch_tokens=102400000")
     context = Context(huge, folder, tmp_path / "none", Progress(quiet=True))
     assert any("of memory and there are" in problem for problem in check(context).problems)
-    assert not check(context, trains=False).problems
+    assert not check(context, until="student").problems
 
 
 ROUTED = "distill.scheme={kind: route, anchors: [other]}"

@@ -178,13 +178,16 @@ def test_stages_before_training_are_estimated_and_refused_where_they_cannot_be(
 
 
 def test_what_a_plan_holds_at_least_is_in_its_estimate() -> None:
-    """The student in float32 and cast, squares of gradients, the teacher; and with codes that stay no moments."""
+    """The student in float32 and cast, squares of gradients; and with codes that stay no moments."""
     step, n = memory.Step(8, 256, 2), cost.counts(QWEN_1B).total
     before = memory.preparing(QWEN_1B, QWEN_1B, step, ("plan", "round"), 1e9)
-    assert list(before) == ["plan", "round"] and before["plan"] > (4 + 2 + 4 + 2) * n < before["round"] + 4 * n
+    assert list(before) == ["plan", "round"] and before["plan"] > (4 + 2 + 4) * n < before["round"] + 4 * n
     assert memory.preparing(QWEN_1B, QWEN_1B, step, ("round",), 3e9)["round"] == before["round"] + 2e9
-    trained, alone = (memory.parts(QWEN_1B, None, replace(step, codes_stay=stay)) for stay in (False, True))
+    trained, alone = (memory.parts(QWEN_1B, None, replace(step, held=share)) for share in (0.0, 1.0))
     assert alone["moments"] < trained["moments"] / 8 and alone["masters"] == 5 * n
+    pruned = memory.preparing(QWEN_1B, QWEN_7B, step, ("equalise", "plan", "round"), 1e9)
+    whole = 4 * cost.counts(QWEN_7B).total
+    assert pruned == {"equalise": whole + 2 * n, "plan": whole + 4 * n, "round": whole}
 
 
 def stepped(device: str, where: torch.device | None) -> tuple[Any, int]:

@@ -99,7 +99,7 @@ def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[A
     paths, shown = [_model(model) for model in models], [Path(model) for model in models]
     shown = [path if path.name == "student.gguf" else told for path, told in zip(paths, shown, strict=True)]
     if teacher is not None:
-        paths.insert(0, _reference(teacher))
+        paths.insert(0, _reference(_folder(teacher)))
     elif (runs := [m for m in models if (Path(m) / "run.json").is_file()]) and len(paths) == len(runs):
         paths.insert(0, _file(runs[0], "teacher-f32.gguf"))
     elif not (churn and len(paths) > 1):
@@ -110,9 +110,13 @@ def files_of(models: Sequence[str], teacher: str | None, churn: bool) -> tuple[A
 
 
 def _folder(model: str) -> str:
-    from edgeslm.pipeline.stage import RUN
+    """`run:NAME` as the folder of that run in runs/, `run:NAME@1` as that of a point it kept; others as they are."""
+    from edgeslm.pipeline.stage import RUN, student_of
 
-    return str(Path("runs", model.removeprefix(RUN))) if model.startswith(RUN) else model
+    if not model.startswith(RUN):
+        return model
+    name = model.removeprefix(RUN)
+    return str(student_of(Path("runs"), name) if "@" in name else Path("runs", name))
 
 
 def _model(model: str) -> Path:
@@ -292,7 +296,7 @@ def finish(
     from edgeslm.report.page import strict
 
     document["gate"] = {"bounds": [str(b) for b in wanted], "broken": gate(document, wanted)}
-    named = Path(models[0]).resolve()
+    named = Path(_folder(models[0])).resolve()
     files = render(document, out or Path("runs") / f"eval-{named.stem if named.suffix == '.gguf' else named.name}")
     if as_json:
         return json.dumps(strict(document), indent=1, allow_nan=False)

@@ -49,6 +49,12 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(s for s in STAGES if not left_out.get(s.name, False))
 
 
+def up_to(recipe: Any, until: str | None) -> list[str]:
+    """Names of the stages that will be run."""
+    names = [stage.name for stage in stages(recipe)]
+    return names[: names.index(until) + 1] if until in names else names
+
+
 def run(
     recipe: Recipe,
     base: Path,
@@ -67,8 +73,7 @@ def run(
     if not first(recipe):
         context.progress = Progress(quiet=True)
         return follow(context, stages(recipe), until)
-    names = [stage.name for stage in stages(recipe)]
-    check(context, trains=until not in names[: names.index(DISTILL.name)]).raise_if_any()
+    check(context, until).raise_if_any()
     try:
         with _alone(context.root):
             return _run(context, until)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edgeslm.formats.base import BlockFormat, Scales
 from edgeslm.formats.search import to_float16
 
+ZERO = "z"  # of n-bit products: minimum = zero point * step
 OUTER = {"d": "sc", "dmin": "m"}  # of steps, of minima: the float16 of a block, and the integers it is multiplied by
 
 
@@ -33,17 +34,20 @@ class LearnedScales:
     """Factors on the fitted scales of one tensor. `base` are the scales as fitted."""
 
     step: nn.Parameter  # [n, g] around 1
-    minimum: nn.Parameter | None  # [n, g] around 1, of affine grids
+    minimum: nn.Parameter | None  # [n, g] around 1, of affine grids; without it the minimum moves with the step
     outer: dict[str, nn.Parameter]  # [n, 1] around 1: of the scales of scales, by their name
     base: Scales
     low: float  # smallest and largest level of the grid
     high: float
 
     @classmethod
-    def around(cls, grid: BlockFormat, scales: Scales) -> LearnedScales:
-        """Factors of 1: training starts from the fitted scales."""
+    def around(cls, grid: BlockFormat, scales: Scales, hold_codes: bool = False) -> LearnedScales:
+        """Factors of 1: training starts from the fitted scales. `hold_codes`: codes will stay, and so must integer zero
+        points, which are codes too: one that moves takes its whole block a step further."""
         step, minimum = grid.spread(scales)  # type: ignore[misc]
-        own = None if minimum is None else nn.Parameter(torch.ones_like(minimum))
+        own = None
+        if minimum is not None and not (hold_codes and ZERO in scales):
+            own = nn.Parameter(torch.ones_like(minimum))
         base = {key: value.clone() for key, value in scales.items()}
         outer = {
             key: nn.Parameter(torch.ones_like(base[key], dtype=torch.float32))
@@ -69,7 +73,7 @@ class LearnedScales:
         """What the factors stand for, on the grid the file stores."""
         base = self.base | {key: to_float16(self.base[key].float() * factor) for key, factor in self.outer.items()}
         step, minimum = grid.spread(base)  # type: ignore[misc]
-        moved = None if minimum is None or self.minimum is None else minimum * self.minimum
+        moved = None if minimum is None else minimum * (self.step if self.minimum is None else self.minimum)
         return grid.gather(step * self.step, moved, base)  # type: ignore[misc]
 
     @torch.no_grad()
@@ -77,7 +81,7 @@ class LearnedScales:
         self, grid: BlockFormat, w: Tensor, grad: Tensor, scales: Scales, part: slice, importance: Tensor | None = None
     ) -> list[Tensor]:
         """Of the factors of blocks `part`: w, grad [n, k] and `scales`, with which the weights were decoded, are
-        those blocks', and so is the `importance` [n, k] they were encoded with. One tensor [n, g] for each of
+        those blocks', and so is the `importance` [n, k] they were encoded with. One tensor for each of
         `parameters`."""
         step, minimum = grid.spread(scales)  # type: ignore[misc]
         n, groups = step.shape
@@ -110,9 +114,14 @@ class LearnedScales:
         for key, gradient, fitted, moved in zip(OUTER, (of_step, of_minimum), base, now, strict=True):
             if fitted is None or moved is None:
                 continue
-            found.append(gradient * fitted)
-            if key in self.outer:
-                outer.append((gradient * moved).sum(1, keepdim=True) / self.outer[key].data[part])
+            if key not in self.outer:
+                found.append(gradient * fitted)
+                continue
+            factor = self.outer[key].data[part]
+            found.append(gradient * fitted * factor)
+            outer.append((gradient * moved).sum(1, keepdim=True) / factor)
+        if self.minimum is None and len(found) == 2:
+            found = [found[0] + found[1]]
         return [*found, *outer]
 
 

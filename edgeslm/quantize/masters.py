@@ -69,7 +69,7 @@ class Master:
         """From now on the scales are trained, starting from those fitted; `hold_codes`: and nothing else."""
         if not self.scales:
             self.fit()
-        self.learned = LearnedScales.around(self.format, self.scales)
+        self.learned = LearnedScales.around(self.format, self.scales, hold_codes)
         self.held = self.codes() if hold_codes else None
         return self.learned
 

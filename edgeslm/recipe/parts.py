@@ -157,9 +157,10 @@ class LearnedScales(Part):
 
 
 class LoneScales(Part):
-    """Trained, with norms and biases, while every code stays as first found (the end-to-end phase of EfficientQAT, Chen
-    et al., arXiv:2407.11062): what little text there is moves few numbers, and no code flips to and fro. A code that
-    does not move needs neither moments nor a search. `lr` as of learned scales."""
+    """Trained, with norms, biases and matrices in a float format, while every code stays as first found (the end-to-end
+    phase of EfficientQAT, Chen et al., arXiv:2407.11062): what little text there is moves few numbers, and no code
+    flips to and fro. A code that does not move needs neither moments nor a search. Integer zero points stay too. `lr`
+    as of learned scales; `distill.train.clip` does not count their gradients."""
 
     kind: Literal["alone"]
     lr: Annotated[float, Field(gt=0)] = 1e-3

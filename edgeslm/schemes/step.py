@@ -158,6 +158,7 @@ class Step:
         self.optimiser.state.clear()
         for master in self.masters.items:
             master.value = nn.Parameter(torch.empty(0))
+            master.held = master.learned = None
         for group in self.optimiser.param_groups:
             group["params"] = []
         self.parameters, self.clipped = [], []

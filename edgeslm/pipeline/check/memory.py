@@ -3,7 +3,9 @@ than there is. Estimates from shapes (edgeslm.training_memory); nothing is run."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgeslm import training_memory, units
@@ -21,7 +23,7 @@ WITHOUT = {
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student.
     Further teachers (`teacher.more`) are not counted."""
-    step, there = step_of(context), available_bytes(context)
+    step, there = _step(context, student), available_bytes(context)
     held = training_memory.parts(student, teacher, step)
     needs = _of_all(held, step)
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
@@ -30,9 +32,7 @@ def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, An
         told = ", ".join(f"{stage} {units.byte_count(size)}" for stage, size in before.items())
         found.insert(0, ("memory before training (an estimate)", told))
     if step.offload:
-        found.append(
-            ("main memory beside it (an estimate)", _told(training_memory.optimiser(student, step.codes_stay)))
-        )
+        found.append(("main memory beside it (an estimate)", _told(training_memory.optimiser(student, step.held))))
     if context.exact is not context:
         told = f"{units.byte_count(context.exact_bytes)} in main memory at most, the card has no room for them"
         found.append(("float32 copies, before and after", told))
@@ -60,12 +60,34 @@ def preparing(context: Context, student: Mapping[str, Any], teacher: Mapping[str
     sizes = [4 * (k**2 + (o**2 if part.by_loss and o <= WIDEST else 0)) for o, k in matrices]
     held = max(max(sizes), min(most_bytes(context), 2 * sum(sizes)))  # of two halves of the text
     stages = [stage for stage, there in asked.items() if there]
-    return training_memory.preparing(student, teacher, step_of(context), stages, held)
+    origin = teacher if context.recipe.student.kind in ("copy", "depth") else student  # others keep their weights
+    return training_memory.preparing(student, origin, step_of(context), stages, held)
+
+
+def _step(context: Context, student: Mapping[str, Any]) -> training_memory.Step:
+    """Of a distillation, which may leave codes as they are."""
+    step = step_of(context)
+    return replace(step, held=held_share(context, student)) if context.recipe.quantize.scales.kind == "alone" else step
+
+
+def held_share(context: Context, student: Mapping[str, Any]) -> float:
+    """Of the student's weights: those of matrices on a grid."""
+    from edgeslm.models.shapes import parameter_shapes
+    from edgeslm.pipeline.distill import plan_of
+    from edgeslm.quantize.plan import FLOATS
+
+    shapes = parameter_shapes(dict(student))
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if context.recipe.quantize.target is not None:
+        on_grid = [name for name, shape in shapes.items() if len(shape) > 1]
+    else:
+        on_grid = [name for name, chosen in plan_of(context).assign(shapes).items() if chosen not in FLOATS]
+    return sum(sizes[name] for name in on_grid) / sum(sizes.values())
 
 
 def needed(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
     """Bytes that a training step takes."""
-    step = step_of(context)
+    step = _step(context, student)
     return _of_all(training_memory.parts(student, teacher, step), step)
 
 
@@ -120,7 +142,6 @@ def step_of(context: Context) -> training_memory.Step:
         batches=-(-context.recipe.batch_rows // (rows * ranks)),
         ranks=ranks,
         cut=cut,
-        codes_stay=context.recipe.quantize.scales.kind == "alone",
         offload=train.offload,
         heard=heard,
         teachers=1 + (heard and (folded or context.recipe.teacher.format is not None)),

@@ -41,11 +41,13 @@ class Findings:
         return None
 
 
-def check(context: Context, trains: bool = True) -> Findings:
+def check(context: Context, until: str | None = None) -> Findings:
     """No training, no model in memory: files are read, the teacher is fetched and its header and vocabulary looked at,
-    formats and losses are looked up, one matrix product is timed for the estimate. `trains`: whether what follows gets
-    as far as that."""
+    formats and losses are looked up, one matrix product is timed for the estimate. `until`: the last stage that will be
+    run, all by default."""
     from edgeslm import compute
+    from edgeslm.pipeline.distill import DISTILL
+    from edgeslm.pipeline.run import up_to
 
     if isinstance(context.recipe, EncoderRecipe):
         from edgeslm.pipeline.encoder import check as encoder_check
@@ -80,13 +82,16 @@ def check(context: Context, trains: bool = True) -> Findings:
             "install one or set it to false"
         )
     files.runnable(recipe, found)
-    if trains:  # recording for a larger machine, or a plan, has to fit and no training
+    ahead = up_to(recipe, until)  # recording for a larger machine, or a plan, has to fit and no training
+    if DISTILL.name in ahead:
         groups.place(context, found)
-        if summary is not None and not found.problems:
+    if summary is not None and not found.problems:
+        for stage, size in memory.preparing(context, student, summary.config).items():
+            if stage in ahead:
+                found.problems += memory.impossible(f"quantize: stage {stage}", size, context, memory.WITHOUT[stage])
+        if DISTILL.name in ahead:
             needs = memory.needed(context, student, summary.config)
             found.problems += memory.impossible("distill.train: a step", needs, context)
-            for stage, size in memory.preparing(context, student, summary.config).items():
-                found.problems += memory.impossible(f"quantize: stage {stage}", size, context, memory.WITHOUT[stage])
     return found
 
 
@@ -141,7 +146,7 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
     from edgeslm.models.shapes import parameter_shapes
     from edgeslm.pipeline.distill import plan_of
     from edgeslm.pipeline.planning import describe_target
-    from edgeslm.quantize.plan import planned_bytes
+    from edgeslm.quantize.plan import FLOATS, planned_bytes
 
     recipe, shapes = context.recipe, parameter_shapes(shape)
     parameters = sum(math.prod(s) for s in shapes.values())
@@ -161,6 +166,10 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
             reason = REFUSES[kind](name)
             if reason:
                 found.problems.append(f"export.kinds: {kind} cannot hold {name} exactly: {reason}")
+    if recipe.quantize.scales.kind in ("learned", "alone") and set(assigned.values()) <= set(FLOATS):
+        found.problems.append(
+            "quantize.scales: quantize.plan puts nothing on a grid, so that there is no scale to train; say kind: fixed"
+        )
     size = planned_bytes(assigned, shapes)
     files.space(context, parameters, summary, found)
     _describe_plan(context, summary, shape, size, parameters, found)
