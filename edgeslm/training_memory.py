@@ -30,6 +30,7 @@ SLICE_BYTES = 4 << 20
 GPU_SLICE_BYTES = 256 << 20
 SLICE_COPIES = 5  # of a slice of float32 logits while its loss is worked out: both models' logarithms, and between
 HOLES = {"activations": 0.35, "head": 0.8}  # of their size; benchmarks.memory_plan measures
+BOOKS_BYTES = 180 << 20  # while the tables are made by which codebook grids are searched
 MOMENT_ROWS = 2  # edgeslm.pipeline.moments, a test holds the two
 LAYER_NORMS = ("gpt2", "starcoder2")
 UNITS = {"starcoder2": 2, "gpt2": 5}  # vectors of the feed-forward; GPT-2's gelu is written out
@@ -156,7 +157,11 @@ def preparing(student: Shape, origin: Shape, step: Step, stages: Collection[str]
     trying = both + FLOAT * n - b * n + table  # floats to put back, the head that is compared with
     made = FLOAT * cost.counts(origin).total
     planned = max(squares, trying, FLOAT * n + made, looking if "round" in stages else 0.0)
-    needs = {"equalise": max(looking, b * n + made), "plan": planned, "round": max(looking + n, made)}
+    needs = {
+        "equalise": max(looking, b * n + made),
+        "plan": planned + BOOKS_BYTES,
+        "round": max(looking + n, made) + BOOKS_BYTES,
+    }
     return {stage: needs[stage] for stage in needs if stage in stages}
 
 

@@ -186,8 +186,8 @@ def test_what_a_plan_holds_at_least_is_in_its_estimate() -> None:
     trained, alone = (memory.parts(QWEN_1B, None, replace(step, held=share)) for share in (0.0, 1.0))
     assert alone["moments"] < trained["moments"] / 8 and alone["masters"] == 5 * n
     pruned = memory.preparing(QWEN_1B, QWEN_7B, step, ("equalise", "plan", "round"), 1e9)
-    whole = 4 * cost.counts(QWEN_7B).total
-    assert pruned == {"equalise": whole + 2 * n, "plan": whole + 4 * n, "round": whole}
+    whole, books = 4 * cost.counts(QWEN_7B).total, memory.BOOKS_BYTES
+    assert pruned == {"equalise": whole + 2 * n, "plan": whole + 4 * n + books, "round": whole + books}
 
 
 def stepped(device: str, where: torch.device | None) -> tuple[Any, int]:
