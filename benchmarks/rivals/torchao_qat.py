@@ -20,7 +20,7 @@ from edgeslm.models.gguf_file import GGML_TYPES
 
 NAME = "torchao"
 WORKER = Path(__file__).parent / "workers" / "torchao_qat.py"
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 EMBEDDINGS = ("q4_0", "iq4_nl", "q5_0", "q6_k")
 BATCH_TOKENS = 2048
 
@@ -65,7 +65,7 @@ def make(candidate: Candidate, student: Student, out: Path, options: Options) ->
                 floats[theirs] = ("f32", weight.contiguous().numpy().view(np.uint8).reshape(-1))
             graft(student, floats, kept)
     own = {key: candidate.settings[key] for key in ("embedding", "weighted")}
-    plain = Candidate(NAME, candidate.name, {"type": "Q4_0", "pure": True, "types": {}, **own})
+    plain = Candidate(NAME, candidate.name, {"type": "Q4_0", "head": None, "pure": True, "types": {}, **own})
     made = llama_cpp.make(plain, replace(student, gguf=kept), out, options)
     return replace(made, seconds=seconds + made.seconds, note=f"{options.tokens} tokens")
 
