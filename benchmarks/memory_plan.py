@@ -48,8 +48,12 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "scratch, 512 wide": ("smollm2-0.06b", MIDDLE),
 }
 BEFORE = "before training"
-PREPARED = ("quantize.rounding=fisher", "quantize.equalise=true")
-PREPARED += ("quantize.importance.tokens=1024", "quantize.target.sensitivity_tokens=1024")  # what is held is the same
+PREPARED = (
+    "quantize.rounding=fisher",
+    "quantize.equalise=true",
+    "quantize.importance.tokens=1024",  # what is held is the same
+    "quantize.target.sensitivity_tokens=1024",
+)
 ROWS |= {f"{name}, {BEFORE}": (name, PREPARED) for name in ("stories15m-4.5bit", "smollm2-4.5bit")}
 PAIR = "pair"
 PAIR_SAID = "1.5B student of a 7B teacher"

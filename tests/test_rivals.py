@@ -165,6 +165,31 @@ def test_gptq_codes_become_q4_0_blocks(student: Student, tmp_path: Path) -> None
     assert kinds.pop(theirs) == "q4_0" and set(kinds.values()) == {"q5_0"}
 
 
+def test_what_torchao_trained_becomes_a_file_for_every_embedding(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training is a worker's; what the worker leaves is quantised by llama.cpp, and trained once a rate."""
+    from safetensors.torch import load_file, save_file
+
+    from benchmarks.rivals import torchao_qat
+
+    jobs: list[dict] = []
+
+    def work(worker: Path, job: dict, scratch: Path, timeout_s: float) -> dict:
+        jobs.append(job)
+        save_file({k: 1.5 * v for k, v in load_file(student.folder / "model.safetensors").items()}, job["out"])
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(torchao_qat.venv, "work", work)
+    found = torchao_qat.candidates(student, OPTIONS)
+    rate = [c for c in found if c.settings["lr"] == 1e-4 and not c.settings["weighted"]]
+    for candidate in rate:
+        made = torchao_qat.make(candidate, student, tmp_path / "out.gguf", OPTIONS)
+        kinds = matrix_types(made.path)
+        assert kinds[EMBEDDING] == candidate.settings["embedding"] and len(set(kinds.values())) <= 2
+    assert len(rate) > 1 and len(jobs) == 1
+
+
 def test_a_head_of_its_own_is_named_beside_the_embedding(untied: Student, tmp_path: Path) -> None:
     """Never its teacher's own type, never a worse one than the embedding's; what has the teacher's type says so."""
     named = [c for c in llama_cpp.candidates(untied, OPTIONS) if c.settings["embedding"]]
