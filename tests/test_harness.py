@@ -197,7 +197,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "data")
     with pytest.raises(DataError, match=r"no such folder"):
         Tasks(["piqa"], tmp_path / "none")
-    with pytest.raises(DataError, match="did you mean arc_easy"):
+    with pytest.raises(DataError, match="did you mean 'arc_easy'"):
         Tasks(["arc_eazy"], folder)
     (folder / "piqa.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"piqa\.jsonl: holds no row"):

@@ -30,15 +30,22 @@ MIDDLE = (
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 
 
-def measured(folder: Path, *changes: str) -> dict[str, float]:
+def measured(folder: Path, *changes: str, stages: tuple[str, ...] = ("student", "distill")) -> dict[str, float]:
     recipe = tiny.recipe(folder)
     (folder / "long.txt").write_text("The old fox jumps over the lazy dog, and nobody saw. " * 2000, encoding="utf-8")
-    return memory_plan.one(recipe, [*MIDDLE, *changes], folder / "runs")
+    return memory_plan.one(recipe, [*MIDDLE, *changes], folder / "runs", stages)
 
 
 def test_a_training_takes_what_the_estimate_says(tmp_path: Path) -> None:
     row = measured(tmp_path, "distill.train.micro_rows=16")
     assert row["measured_bytes"] > 3e8 and abs(memory_plan.error(row)) < memory_plan.BOUND
+
+
+def test_stages_before_training_are_measured_from_the_student_on(tmp_path: Path) -> None:
+    how = ("student={kind: copy}", "quantize={target: {bits: 5.0}}", "distill.objective=[{loss: forward_kl}]")
+    row = measured(tmp_path, *how, *memory_plan.PREPARED, stages=("round",))
+    assert set(row["estimate"]) == {"equalise", "plan", "round"}
+    assert row["estimated_bytes"] == max(row["estimate"].values()) and row["measured_bytes"] > 0
 
 
 def test_every_row_is_a_recipe_that_loads() -> None:
