@@ -147,7 +147,7 @@ def child(arguments: argparse.Namespace) -> Row:
         watched.peak = compute.peak_memory_bytes(context.compute) or 0
         parts = memory.preparing(context, student, summary.config)
     else:
-        parts = training_memory.parts(student, summary.config, memory.step_of(context))
+        parts = training_memory.parts(student, summary.config, memory.distil_step(context, student))
     return {
         "estimate": parts, "estimated_bytes": (max if arguments.child == "round" else sum)(parts.values()),
         "held_before_bytes": watched.before,

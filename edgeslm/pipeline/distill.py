@@ -199,7 +199,7 @@ def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
 
     train, part = context.recipe.distill.train, context.recipe.quantize
     every = part.scales.every if part.scales.kind == "refit" else getattr(part.scales, "refit_every", None)
-    share = part.scales.lr / train.lr if part.scales.kind in ("learned", "alone") else None
+    share = part.scales.lr / train.lr if part.trains_scales else None  # type: ignore[union-attr]
     head = None
     if part.activations is not None:
         _as_the_runtime(context, student)
@@ -209,7 +209,7 @@ def _settings(context: Context, student: Any, assigned: dict[str, str]) -> Any:
     own = train.loss_lr / train.lr
     shares = mup.shares(student, width) if (width := _base_width(context)) else {}
     plain = (train.micro_rows, train.clip, train.weight_decay, train.betas)
-    return StepSettings(*plain, every, share, head, own, exits, shares, hold_codes=part.scales.kind == "alone")
+    return StepSettings(*plain, every, share, head, own, exits, shares, hold_codes=part.holds_codes)
 
 
 def _as_the_runtime(context: Context, student: Any) -> None:

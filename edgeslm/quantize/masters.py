@@ -106,8 +106,6 @@ class Master:
 
     def codes(self) -> Tensor:
         """The integers [n, k] that ship, from the scales as they are."""
-        if self.held is not None:
-            return self.held
         blocks = self.blocks()
         if not len(blocks):
             return self._none()[0]

@@ -239,6 +239,15 @@ class QuantizePart(Part):
         return self.rounding == "fisher"
 
     @property
+    def trains_scales(self) -> bool:
+        return self.scales.kind in ("learned", "alone")
+
+    @property
+    def holds_codes(self) -> bool:
+        """Whether of what lies on a grid scales alone are trained."""
+        return self.scales.kind == "alone"
+
+    @property
     def fits_again(self) -> bool:
         """Whether scales are searched at other times than before the first step."""
         return self.scales.kind == "refit" or getattr(self.scales, "refit_every", None) is not None or self.start > 0
@@ -267,12 +276,6 @@ class EvaluatePart(Part):
     tasks: tuple[str, ...] = ()
     data: str | None = None
     limit: Positive | None = None
-
-    @model_validator(mode="after")
-    def _tasks_to_limit(self) -> EvaluatePart:
-        if self.limit is not None and not self.tasks:
-            raise ValueError("limit: says how many items of each task are asked, and tasks names none; name some")
-        return self
 
 
 class BenchmarkPart(Part):

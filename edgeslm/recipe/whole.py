@@ -77,7 +77,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _learned_from_the_start(self) -> Recipe:
-        if self.quantize.scales.kind in ("learned", "alone") and self.quantize.start:
+        if self.quantize.trains_scales and self.quantize.start:
             raise ValueError(
                 "quantize.start: scales that are trained need weights on the grid from the first step; use start: 0"
             )

@@ -31,6 +31,10 @@ def tasks(context: Context) -> None:
         raise RecipeError(
             ["evaluate.data: names a folder, but evaluate.tasks names no task; add tasks or leave it out"]
         )
+    if part.limit is not None and not part.tasks:
+        raise RecipeError(
+            ["evaluate.limit: says how many items of each task are asked, and tasks names none; name some"]
+        )
     if tasks_of(context) is not None and not any(choice.endswith("f32") for choice in context.recipe.export.teacher):
         raise RecipeError(
             ["evaluate.tasks: retention needs the teacher's file too; add gguf-f32 or onnx-f32 to export.teacher"]

@@ -21,7 +21,7 @@ def problems(recipe: Recipe) -> list[str]:
     found = _meetings(scheme, recipe.distill.train.steps)
     if scheme.after == "average" and starts_apart(recipe):
         found.append("distill.scheme.after: copies that start apart have no common average; use after: pick")
-    if scheme.after == "average" and recipe.quantize.scales.kind == "alone":
+    if scheme.after == "average" and recipe.quantize.holds_codes:
         found.append("distill.scheme.after: scales trained alone have no common average; use after: pick")
     if scheme.share.kind == "served":
         try:

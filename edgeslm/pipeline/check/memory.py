@@ -23,7 +23,7 @@ WITHOUT = {
 def lines(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[tuple[str, str]]:
     """`teacher` is loaded in any case, to judge by; one whose targets were recorded does no work beside the student.
     Further teachers (`teacher.more`) are not counted."""
-    step, there = _step(context, student), available_bytes(context)
+    step, there = distil_step(context, student), available_bytes(context)
     held = training_memory.parts(student, teacher, step)
     needs = _of_all(held, step)
     each = f", each of {step.ranks} processes" if step.ranks > 1 else ""
@@ -64,13 +64,13 @@ def preparing(context: Context, student: Mapping[str, Any], teacher: Mapping[str
     return training_memory.preparing(student, origin, step_of(context), stages, held)
 
 
-def _step(context: Context, student: Mapping[str, Any]) -> training_memory.Step:
+def distil_step(context: Context, student: Mapping[str, Any]) -> training_memory.Step:
     """Of a distillation, which may leave codes as they are."""
     step = step_of(context)
-    return replace(step, held=held_share(context, student)) if context.recipe.quantize.scales.kind == "alone" else step
+    return replace(step, held=_held_share(context, student)) if context.recipe.quantize.holds_codes else step
 
 
-def held_share(context: Context, student: Mapping[str, Any]) -> float:
+def _held_share(context: Context, student: Mapping[str, Any]) -> float:
     """Of the student's weights: those of matrices on a grid."""
     from edgeslm.models.shapes import parameter_shapes
     from edgeslm.pipeline.distill import plan_of
@@ -87,7 +87,7 @@ def held_share(context: Context, student: Mapping[str, Any]) -> float:
 
 def needed(context: Context, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> float:
     """Bytes that a training step takes."""
-    step = _step(context, student)
+    step = distil_step(context, student)
     return _of_all(training_memory.parts(student, teacher, step), step)
 
 

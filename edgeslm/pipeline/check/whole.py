@@ -166,7 +166,7 @@ def _plan(context: Context, summary: Any, shape: dict[str, Any], found: Findings
             reason = REFUSES[kind](name)
             if reason:
                 found.problems.append(f"export.kinds: {kind} cannot hold {name} exactly: {reason}")
-    if recipe.quantize.scales.kind in ("learned", "alone") and set(assigned.values()) <= set(FLOATS):
+    if recipe.quantize.trains_scales and set(assigned.values()) <= set(FLOATS):
         found.problems.append(
             "quantize.scales: quantize.plan puts nothing on a grid, so that there is no scale to train; say kind: fixed"
         )
